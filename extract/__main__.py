@@ -1,0 +1,5 @@
+"""`python -m extract` is `liteeval-extract`."""
+
+from extract.cli import main
+
+main()

@@ -1,0 +1,432 @@
+"""The feature store, format version 1: the HDF5 files in which the two stages meet.
+
+A store is a folder for one backbone at one size and one sampling rate. It holds part files
+
+    part-20261122T201500-3f9c1a.h5          complete and read-only: renamed into place after fsync
+    .part-20261122T201500-3f9c1a.h5.tmp     being written: no reader opens it
+
+and a part holds whole videos, their rows back to back:
+
+    /features (N, D) float16 or float32     /pts_seconds (N,) float64     /frame_index (N,) int64
+    /video_id (V,) UTF-8                    /video_offset (V+1,) int64: rows of video v
+    /duration_seconds, /source_fps (V,) float64       /source_bytes, /corrupt_frames (V,) int64
+    /source_path, /decoder (V,) UTF-8
+    attributes: format, schema_version, the identity (see StoreIdentity), created_utc
+
+Several processes and machines may write to one store: the names of parts are unique, and a part
+is never changed once it has its name. This file imports h5py and numpy and nothing heavier.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+FORMAT = "liteeval-features"
+SCHEMA_VERSION = 1
+PART_PREFIX = "part-"
+PART_SUFFIX = ".h5"
+TEMPORARY_SUFFIX = ".tmp"
+
+ROW_COLUMNS: dict[str, type[np.generic]] = {"pts_seconds": np.float64, "frame_index": np.int64}
+VIDEO_COLUMNS: dict[str, type[np.generic]] = {
+    "duration_seconds": np.float64,
+    "source_fps": np.float64,
+    "source_bytes": np.int64,
+    "corrupt_frames": np.int64,
+}
+VIDEO_TEXT_COLUMNS = ("source_path", "decoder")
+
+
+class StoreError(Exception):
+    """A store cannot be read or written; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What every part of a store agrees on: how its rows came to be."""
+
+    backbone: str
+    input_size_px: int
+    weights: str  # where they came from: a published name, a file's name, or random:SEED
+    weights_sha256: str
+    preprocessing: Mapping[str, Any]
+    sample_fps: float
+    feature_dim: int
+    gflops_per_frame: float  # 1 multiply-add = 1 FLOP
+    flop_convention: str
+    parameters: int
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The identity as HDF5 attributes; mappings become JSON text."""
+        attributes = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("preprocessing", "versions"):
+            attributes[name] = json.dumps(dict(attributes[name]), sort_keys=True)
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreIdentity:
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            value = attributes[f.name]
+            values[f.name] = value.item() if isinstance(value, np.generic) else value
+        for name in ("preprocessing", "versions"):
+            values[name] = json.loads(values[name])
+        return cls(**values)
+
+    def differences(self, other: StoreIdentity) -> list[str]:
+        """One line for each attribute in which two identities differ; versions may differ."""
+        return [
+            f"{f.name}: {getattr(self, f.name)!r} against {getattr(other, f.name)!r}"
+            for f in fields(self)
+            if f.compare and getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """The rows of one video and where they came from."""
+
+    features: np.ndarray  # (T, D) float16 or float32
+    pts_seconds: np.ndarray  # (T,) float64, from the first displayed frame on
+    frame_index: np.ndarray  # (T,) int64, in order of presentation
+    duration_seconds: float
+    source_fps: float
+    source_path: str
+    source_bytes: int
+    decoder: str
+    corrupt_frames: int = 0
+
+    def __post_init__(self) -> None:
+        rows = len(self.features)
+        if self.features.ndim != 2 or rows == 0:
+            raise ValueError(f"features must be (T, D) with T ≥ 1, got {self.features.shape}")
+        for name in ROW_COLUMNS:
+            if getattr(self, name).shape != (rows,):
+                raise ValueError(f"{name} must be ({rows},), got {getattr(self, name).shape}")
+
+    def __repr__(self) -> str:
+        return (
+            f"VideoFeatures(features {self.features.shape} {self.features.dtype}, "
+            f"{self.duration_seconds:.2f} s, {self.source_path!r})"
+        )
+
+
+def part_paths(store: Path) -> list[Path]:
+    """The committed parts of a store, oldest first; temporary files are not parts."""
+    return sorted(
+        path for path in store.glob(f"{PART_PREFIX}*{PART_SUFFIX}") if not path.name.startswith(".")
+    )
+
+
+class Part:
+    """One committed part file, open for reading. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r", libver=("earliest", "v110"))
+        except OSError as error:
+            raise StoreError(f"{path}: not a readable HDF5 file ({error}); {_REMOVE}") from error
+        try:
+            self._read_header()
+        except StoreError:
+            self._file.close()
+            raise
+        except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+            self._file.close()
+            raise StoreError(f"{path}: damaged header ({error}); {_REMOVE}") from error
+
+    def _read_header(self) -> None:
+        attributes = self._file.attrs
+        found = (attributes.get("format"), attributes.get("schema_version"))
+        if found != (FORMAT, SCHEMA_VERSION):
+            raise StoreError(
+                f"{self.path}: expected format {FORMAT} version {SCHEMA_VERSION}, found "
+                f"{found[0]} version {found[1]}; give a store that liteeval-extract wrote"
+            )
+        self.identity = StoreIdentity.from_attributes(attributes)
+        self.video_ids: list[str] = list(self._file["video_id"].asstr()[:])
+        self.offset: np.ndarray = self._file["video_offset"][:]
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, video: int) -> VideoFeatures:
+        """The rows of the part's video number `video`."""
+        rows = slice(int(self.offset[video]), int(self.offset[video + 1]))
+        try:
+            return VideoFeatures(
+                features=self._file["features"][rows],
+                **{name: self._file[name][rows] for name in ROW_COLUMNS},
+                **{name: self._file[name][video].item() for name in VIDEO_COLUMNS},
+                **{name: self._file[name].asstr()[video] for name in VIDEO_TEXT_COLUMNS},
+            )
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            name = self.video_ids[video]
+            raise StoreError(f"{self.path}: cannot read {name!r} ({error}); {_REMOVE}") from error
+
+    def read_features(self, video: int, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        """(T, D): only the features of a video, or only the wanted rows of it (ascending)."""
+        start, stop = int(self.offset[video]), int(self.offset[video + 1])
+        try:
+            features: np.ndarray = self._file["features"][start:stop]
+        except (KeyError, OSError, RuntimeError) as error:
+            name = self.video_ids[video]
+            raise StoreError(f"{self.path}: cannot read {name!r} ({error}); {_REMOVE}") from error
+        return features if rows is None else features[rows]
+
+    def problems(self) -> list[str]:
+        """Everything wrong with this part: shapes, offsets, order of times, finite values."""
+        try:
+            return list(self._find_problems())
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            return [f"{self.path}: unreadable ({error})"]
+
+    def _find_problems(self) -> Iterator[str]:
+        features, offset, videos = self._file["features"], self.offset, len(self.video_ids)
+        rows, dim = features.shape
+        if dim != self.identity.feature_dim:
+            yield f"{self.path}: rows have {dim} values, identity says {self.identity.feature_dim}"
+        if len(set(self.video_ids)) != videos:
+            yield f"{self.path}: a video id stands twice"
+        if offset.shape != (videos + 1,) or offset[0] != 0 or offset[-1] != rows:
+            yield f"{self.path}: video_offset does not span the {rows} rows of {videos} videos"
+            return
+        if videos and np.diff(offset).min() < 1:
+            yield f"{self.path}: a video has no rows"
+        for name in ROW_COLUMNS:
+            if self._file[name].shape != (rows,):
+                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({rows},)"
+                return
+        for name in (*VIDEO_COLUMNS, *VIDEO_TEXT_COLUMNS):
+            if self._file[name].shape != (videos,):
+                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({videos},)"
+                return
+        for video, name in enumerate(self.video_ids):
+            item = self.read(video)
+            if not np.isfinite(item.features).all():
+                yield f"{self.path}: {name!r} has values that are not finite"
+            if (np.diff(item.pts_seconds) < 0).any() or (np.diff(item.frame_index) < 0).any():
+                yield f"{self.path}: the frames of {name!r} are not in order"
+
+
+_REMOVE = "move the file away and extract again: only its videos are redone"
+
+
+class FeatureStore:
+    """A store opened for reading: its committed parts at the time of opening.
+
+        store = FeatureStore("features/resnet101_224")
+        store["cooking/v_001"].features      # (T, 2048) float16
+
+    A video that two parts hold (two runs at once) is read from the older part.
+    Raises: StoreError if the folder holds no part or its parts disagree on their identity.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        paths = part_paths(self.path)
+        if not paths:
+            raise StoreError(f"{self.path}: no feature store here; run liteeval-extract run first")
+        self._location: dict[str, tuple[Path, int]] = {}
+        self._open: dict[Path, Part] = {}
+        self._rows: dict[str, int] = {}
+        identity: StoreIdentity | None = None
+        for path_of_part in paths:
+            with Part(path_of_part) as part:
+                identity = identity or part.identity
+                _require_same_identity(identity, part.identity, path_of_part)
+                for video, video_id in enumerate(part.video_ids):
+                    if video_id not in self._location:
+                        self._location[video_id] = (path_of_part, video)
+                        self._rows[video_id] = int(part.offset[video + 1] - part.offset[video])
+        assert identity is not None
+        self.identity: StoreIdentity = identity
+        self.parts = len(paths)
+
+    @property
+    def video_ids(self) -> list[str]:
+        """All ids, sorted."""
+        return sorted(self._location)
+
+    @property
+    def gflops_per_frame(self) -> float:
+        return self.identity.gflops_per_frame
+
+    def rows(self, video_id: str) -> int:
+        """T of a video, without reading its features."""
+        return self._rows[video_id]
+
+    def __len__(self) -> int:
+        return len(self._location)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._location
+
+    def __getitem__(self, video_id: str) -> VideoFeatures:
+        part, video = self._find(video_id)
+        return part.read(video)
+
+    def read_features(self, video_id: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        """(T, D): only the features of a video, or only the wanted rows of it (ascending)."""
+        part, video = self._find(video_id)
+        return part.read_features(video, rows)
+
+    def _find(self, video_id: str) -> tuple[Part, int]:
+        if video_id not in self._location:
+            raise KeyError(f"{self.path}: no video {video_id!r} among {len(self)}")
+        path, video = self._location[video_id]
+        if path not in self._open:
+            self._open[path] = Part(path)
+        return self._open[path], video
+
+    def close(self) -> None:
+        for part in self._open.values():
+            part.__exit__()
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay behind when a store travels to another process."""
+        return {**self.__dict__, "_open": {}}
+
+
+def _require_same_identity(expected: StoreIdentity, found: StoreIdentity, where: Path) -> None:
+    differences = expected.differences(found)
+    if differences:
+        raise StoreError(
+            f"{where}: another identity than the rest of the store ({'; '.join(differences)}); "
+            "write to another --out, or use the same backbone, weights, fps and precision"
+        )
+
+
+def require_identity(store: Path, identity: StoreIdentity) -> None:
+    """Refuse to write rows of `identity` into a store that holds another.
+
+    Raises: StoreError naming the attributes that differ.
+    """
+    for path in part_paths(store)[:1]:
+        with Part(path) as part:
+            _require_same_identity(part.identity, identity, store)
+
+
+class FeatureWriter:
+    """Collects videos and commits them as parts. One writer per process; many per store.
+
+        with FeatureWriter("features/resnet101_224", identity) as writer:
+            writer.add("cooking/v_001", video)
+            writer.commit()
+
+    Leaving the context commits what is left, also on an exception: those videos are complete.
+    Raises: StoreError if the folder holds another identity, cannot be written, or the disk is
+    full; a part that could not be written whole is never given its name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: StoreIdentity) -> None:
+        self.path = Path(path)
+        self.identity = identity
+        self._videos: dict[str, VideoFeatures] = {}
+        require_identity(self.path, identity)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be created ({error.strerror})") from error
+        if not os.access(self.path, os.W_OK):
+            raise StoreError(f"{self.path}: not writable; choose another --out")
+
+    def __len__(self) -> int:
+        """Videos added and not yet committed."""
+        return len(self._videos)
+
+    def add(self, video_id: str, video: VideoFeatures) -> None:
+        """Keep one video for the next commit.
+
+        Raises: ValueError if rows do not fit the identity or are not finite.
+        """
+        if video.features.shape[1] != self.identity.feature_dim:
+            raise ValueError(
+                f"{video_id!r}: rows have {video.features.shape[1]} values, "
+                f"the store's have {self.identity.feature_dim}"
+            )
+        if video.features.dtype not in (np.float16, np.float32):
+            raise ValueError(f"{video_id!r}: features must be float16 or float32")
+        if not np.isfinite(video.features).all():
+            raise ValueError(f"{video_id!r}: features are not finite")
+        self._videos[video_id] = video
+
+    def commit(self) -> Path | None:
+        """Write the videos added since the last commit as one part; None if there are none."""
+        if not self._videos:
+            return None
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+        name = f"{PART_PREFIX}{stamp}-{secrets.token_hex(3)}{PART_SUFFIX}"
+        temporary = self.path / f".{name}{TEMPORARY_SUFFIX}"
+        try:
+            self._write(temporary)
+            _fsync(temporary)
+            temporary.chmod(0o444)
+            temporary.rename(self.path / name)
+            _fsync(self.path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"{self.path / name}: could not be written ({error}); {len(self._videos)} videos "
+                "are not stored. Free space or mend the folder and run again"
+            ) from error
+        self._videos.clear()
+        return self.path / name
+
+    def _write(self, path: Path) -> None:
+        videos = list(self._videos.values())
+        lengths = [len(video.features) for video in videos]
+        with h5py.File(path, "w-", libver=("earliest", "v110")) as file:
+            for key, value in self.identity.to_attributes().items():
+                file.attrs[key] = value
+            file.attrs["format"] = FORMAT
+            file.attrs["schema_version"] = SCHEMA_VERSION
+            file.attrs["created_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            file["features"] = np.concatenate([video.features for video in videos])
+            file["video_offset"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            text = h5py.string_dtype("utf-8")
+            file.create_dataset("video_id", data=list(self._videos), dtype=text)
+            for name, dtype in ROW_COLUMNS.items():
+                column = np.concatenate([getattr(video, name) for video in videos])
+                file[name] = column.astype(dtype)
+            for name, dtype in VIDEO_COLUMNS.items():
+                file[name] = np.array([getattr(video, name) for video in videos], dtype)
+            for name in VIDEO_TEXT_COLUMNS:
+                values = [getattr(video, name) for video in videos]
+                file.create_dataset(name, data=values, dtype=text)
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.commit()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

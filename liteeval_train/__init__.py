@@ -1,0 +1,1 @@
+"""Stage 2: feature stores in, trained models with tables and figures out."""

@@ -1,0 +1,1 @@
+"""Whole experiments over both stages: manifests, engines, live prediction."""
