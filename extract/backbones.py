@@ -1,0 +1,320 @@
+"""The table of backbones: network, published weights, published preprocessing, feature layer.
+
+A backbone is written NAME or NAME@SIZE, its store's folder is NAME_SIZE. Features are taken at
+the penultimate layer, after global pooling. GFLOPs and parameters are those of the whole
+published network, classifier included, as in the papers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from extract import flops
+from extract.preprocess import Preprocessing
+from extract.store import StoreIdentity
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_256_224 = Preprocessing(256, 224, IMAGENET_MEAN, IMAGENET_STD)
+RANDOM_SEED = 0
+
+
+class BackboneError(Exception):
+    """A backbone or its weights cannot be had; the message says what to give instead."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of the table of backbones."""
+
+    build: Callable[[], nn.Module]
+    build_published: Callable[[], nn.Module]
+    published: str  # the name of the published weights
+    classifier: str  # the submodule that turns features into class scores
+    preprocessing: Preprocessing
+    default_size_px: int
+    feature_dim: int
+    paper_gflops: float | None
+
+
+def _torchvision(name: str, **facts: Any) -> Architecture:
+    return Architecture(
+        build=lambda: torchvision.models.get_model(name, weights=None),
+        build_published=lambda: torchvision.models.get_model(name, weights="IMAGENET1K_V1"),
+        published="torchvision IMAGENET1K_V1",
+        preprocessing=IMAGENET_256_224,
+        **facts,
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "mobilenet_v2": _torchvision(
+        "mobilenet_v2",
+        classifier="classifier",
+        default_size_px=112,
+        feature_dim=1280,
+        paper_gflops=0.08,
+    ),
+    "resnet101": _torchvision(
+        "resnet101", classifier="fc", default_size_px=224, feature_dim=2048, paper_gflops=7.82
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone at a size, as written on the command line: mobilenet_v2@112."""
+
+    name: str
+    size_px: int
+
+    @property
+    def store_name(self) -> str:
+        return f"{self.name.replace(':', '-')}_{self.size_px}"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return ARCHITECTURES[self.name].preprocessing.at_size(self.size_px)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.size_px}"
+
+
+def parse_backbone(text: str) -> BackboneSpec:
+    """NAME or NAME@SIZE.
+
+    Raises: BackboneError naming the known backbones.
+    """
+    name, at, size = text.partition("@")
+    if name not in ARCHITECTURES:
+        raise BackboneError(f"unknown backbone {name!r}; known: {', '.join(ARCHITECTURES)}")
+    if not at:
+        return BackboneSpec(name, ARCHITECTURES[name].default_size_px)
+    if not size.isdecimal() or not 32 <= int(size) <= 1024:
+        raise BackboneError(f"{text!r}: the size must be a number of pixels from 32 to 1024")
+    return BackboneSpec(name, int(size))
+
+
+def parse_weights(options: Sequence[str], specs: Sequence[BackboneSpec]) -> dict[str, str]:
+    """NAME=W and NAME@SIZE=W for each backbone: {"mobilenet_v2@112": "random"}.
+
+    Raises: BackboneError on a form that is not NAME=W or a name that is not extracted.
+    """
+    given: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not value:
+            raise BackboneError(f"--weights {option}: expected NAME=FILE or NAME=random")
+        if not any(name in (spec.name, str(spec)) for spec in specs):
+            wanted = ", ".join(map(str, specs))
+            raise BackboneError(f"--weights {option}: {name} is not among the backbones ({wanted})")
+        given[name] = value
+    return {str(spec): given.get(str(spec), given.get(spec.name, "published")) for spec in specs}
+
+
+class FeatureExtractor(nn.Module):
+    """uint8 pixels in, penultimate features out; normalisation runs on the device."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.network = network
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels_NHWC: Tensor) -> Tensor:
+        """(N, S, S, 3) uint8 → (N, D)."""
+        pixels = pixels_NHWC.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        features: Tensor = self.network((pixels - self.mean) / self.std)
+        return features
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network ready to extract, and all that identifies its features."""
+
+    spec: BackboneSpec
+    extractor: FeatureExtractor
+    weights: str
+    weights_sha256: str
+    gflops_per_frame: float
+    parameters: int
+
+    @property
+    def feature_dim(self) -> int:
+        return ARCHITECTURES[self.spec.name].feature_dim
+
+    def identity(self, *, sample_fps: float, precision: str) -> StoreIdentity:
+        return StoreIdentity(
+            backbone=self.spec.name,
+            input_size_px=self.spec.size_px,
+            weights=self.weights,
+            weights_sha256=self.weights_sha256,
+            preprocessing={**self.spec.preprocessing.to_dict(), "precision": precision},
+            sample_fps=sample_fps,
+            feature_dim=self.feature_dim,
+            gflops_per_frame=self.gflops_per_frame,
+            flop_convention=flops.CONVENTION,
+            parameters=self.parameters,
+            versions=_versions(),
+        )
+
+
+def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
+    """Build a network and load its weights.
+
+    Args:
+        weights: "published", "random" (seeded), or the path of a state dict.
+
+    Raises: BackboneError if the weights cannot be read, do not fit, or cannot be downloaded.
+    """
+    architecture = ARCHITECTURES[spec.name]
+    if weights == "published":
+        network, origin = _published(spec, architecture), architecture.published
+        sha256 = _hash_state(network)
+    elif weights == "random":
+        network, origin = _seeded(architecture), f"random:{RANDOM_SEED}"
+        sha256 = _hash_state(network)
+        _calibrate_normalisation(network, spec.size_px)
+    else:
+        path = Path(weights)
+        network, origin, sha256 = architecture.build(), path.name, _hash_file(path)
+        _load_weights(network, architecture, path)
+    gflops = flops.count_gflops(network, torch.empty(1, 3, spec.size_px, spec.size_px))
+    parameters = flops.count_parameters(network)
+    network.set_submodule(architecture.classifier, nn.Identity())
+    extractor = FeatureExtractor(network, spec.preprocessing).eval()
+    extractor.requires_grad_(False)
+    return Backbone(spec, extractor, origin, sha256, gflops, parameters)
+
+
+def _published(spec: BackboneSpec, architecture: Architecture) -> nn.Module:
+    try:
+        return architecture.build_published()
+    except (URLError, OSError, RuntimeError) as error:
+        raise BackboneError(
+            f"{spec}: the published weights ({architecture.published}) could not be downloaded "
+            f"({error}); pass a file with --weights {spec.name}=FILE, or seeded random weights "
+            f"with --weights {spec.name}=random"
+        ) from error
+
+
+def _seeded(architecture: Architecture) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return architecture.build()
+
+
+def _calibrate_normalisation(network: nn.Module, size_px: int) -> None:
+    """Give random weights normalisation statistics, from smooth seeded noise.
+
+    A fresh network's statistics are 0 and 1: deep in it activations vanish or overflow float16.
+    """
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    noise = torch.randn(16, 3, 8, 8, generator=generator)
+    images = nn.functional.interpolate(noise, size=(size_px, size_px), mode="bicubic")
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    network.eval()
+    for norm in norms:
+        norm.momentum = None  # a plain average instead of a moving one
+        norm.train()
+    with torch.no_grad():
+        network(images)
+    network.eval()
+
+
+def _load_weights(network: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Load a state dict; a classifier of another number of classes is left out.
+
+    Raises: BackboneError naming the first keys that do not fit.
+    """
+    state = _unwrap(_read_state(path))
+    own = network.state_dict()
+    prefix = architecture.classifier + "."
+    state = {
+        key: value
+        for key, value in state.items()
+        if not (key.startswith(prefix) and (key not in own or own[key].shape != value.shape))
+    }
+    wrong = [
+        f"{key} {tuple(value.shape)}"
+        for key, value in state.items()
+        if key not in own or own[key].shape != value.shape
+    ]
+    missing = [key for key in own if key not in state and not key.startswith(prefix)]
+    if wrong or missing:
+        raise BackboneError(
+            f"{path}: not weights of this backbone: {len(missing)} keys missing "
+            f"{missing[:3]}, {len(wrong)} do not fit {wrong[:3]}"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _read_state(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise BackboneError(
+            f"{path}: not a plain state dict; files that run code on loading are refused. "
+            "Save the state dict alone, or as .safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"{path}: cannot be read as weights ({error})") from error
+
+
+def _unwrap(state: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that may nest them and prefix them with `module.`."""
+    for key in ("state_dict", "model_state", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise BackboneError(f"expected a state dict, found {type(state).__name__}")
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BackboneError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _hash_state(network: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    import av
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "av": av.__version__,
+    }

@@ -1,0 +1,127 @@
+"""Folders, lists and CSV files in; videos with ids out.
+
+The id of a video is its path relative to the folder given, without suffix, `/` as separator.
+Files that are given one by one or by a list are relative to the folder of the list, or, where
+they lie outside of it, known by their name.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# fmt: off
+SUFFIXES = frozenset((
+    ".3gp", ".asf", ".avi", ".dv", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+))
+# fmt: on
+LISTS = frozenset({".txt", ".csv"})
+
+
+class VideoListError(Exception):
+    """The videos cannot be listed; the message says which argument and what to give instead."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One source file and the id its rows are stored under."""
+
+    id: str
+    path: Path
+
+
+def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Video]:
+    """All videos in folders, list files (.txt, one path a line; .csv, column `path`) and files.
+
+    Returns: videos sorted by id.
+    Raises: VideoListError if a source is missing or two files would get one id.
+    """
+    found: dict[str, Video] = {}
+    for source in sources:
+        for video in _expand(Path(source)):
+            other = found.setdefault(video.id, video)
+            if other.path.resolve() != video.path.resolve():
+                raise VideoListError(
+                    f"two files would get the id {video.id!r}: {other.path} and {video.path}; "
+                    "rename one or extract them to different outputs"
+                )
+    return [found[video_id] for video_id in sorted(found)]
+
+
+def _expand(source: Path) -> Iterator[Video]:
+    if source.is_dir():
+        yield from _scan(source)
+    elif not source.is_file():
+        raise VideoListError(f"{source}: no such file or folder")
+    elif source.suffix.lower() in LISTS:
+        yield from _read_list(source)
+    else:
+        yield _video(source, source.parent)
+
+
+def _scan(folder: Path) -> Iterator[Video]:
+    """Files with a video's suffix at any depth; a folder reached twice is entered once."""
+    entered: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield _video(Path(parent, name), folder)
+
+
+def _read_list(path: Path) -> Iterator[Video]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        if path.suffix.lower() == ".csv":
+            rows = csv.DictReader(file)
+            if "path" not in (rows.fieldnames or ()):
+                raise VideoListError(
+                    f"{path}: expected a column named path, found {rows.fieldnames}; "
+                    "write a header line `path` or give a .txt with one path a line"
+                )
+            entries = [(row["path"], row.get("video_id") or None) for row in rows]
+        else:
+            entries = [(line.rstrip("\r\n"), None) for line in file if line.strip()]
+    for entry, video_id in entries:
+        video = path.parent / entry
+        if not video.is_file():
+            raise VideoListError(f"{path}: lists {entry!r}, but there is no file {video}")
+        yield Video(video_id, video) if video_id else _video(video, path.parent)
+
+
+def _video(path: Path, root: Path) -> Video:
+    try:
+        relative = path.relative_to(root)
+    except ValueError:
+        relative = Path(path.name)
+    video_id = relative.with_suffix("").as_posix()
+    try:
+        video_id.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise VideoListError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from error
+    return Video(video_id, path)
+
+
+def read_labelled_ids(path: str | os.PathLike[str]) -> list[str]:
+    """The column video_id of a labels.csv.
+
+    Raises: VideoListError if the file or the column is missing.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if "video_id" not in (rows.fieldnames or ()):
+                raise VideoListError(
+                    f"{path}: expected columns video_id,label,split, found {rows.fieldnames}"
+                )
+            return [row["video_id"] for row in rows]
+    except OSError as error:
+        raise VideoListError(f"{path}: cannot be read ({error.strerror})") from error
