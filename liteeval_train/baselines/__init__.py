@@ -1,0 +1,1 @@
+"""The methods that LiteEval is compared with, one file each."""

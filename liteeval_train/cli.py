@@ -1,0 +1,160 @@
+"""liteeval-train: train methods on feature stores, evaluate and compare them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from liteeval_train.config import PRESETS, ConfigError, resolve_config
+from liteeval_train.config import TrainConfig as _TrainConfig
+
+METHOD_NAMES = _TrainConfig.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STORE = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What a user can mend: shown as one line. Anything else is a bug and keeps its traceback."""
+    from extract.store import StoreError
+    from liteeval_train.data import DataError
+    from liteeval_train.run import RunError
+
+    return ConfigError, DataError, RunError, StoreError
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was finished is kept", err=True)
+            sys.exit(130)
+        except Exception as error:
+            if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            if isinstance(error, _expected_errors()):
+                raise click.ClickException(str(error)) from error
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="liteeval")
+def main() -> None:
+    """Train LiteEval and its baselines on feature stores, evaluate and compare them.
+
+    \b
+    Example:
+      liteeval-train fit --coarse features/mobilenet_v2_112 --fine features/resnet101_224 \\
+          --labels labels.csv --out runs/liteeval
+      liteeval-train evaluate runs/liteeval
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@click.option("--coarse", type=STORE, required=True, help="Store of the cheap backbone.")
+@click.option("--fine", type=STORE, required=True, help="Store of the costly backbone.")
+@click.option("--labels", type=FILE, required=True, help="CSV: video_id,label,split.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run folder."
+)
+@click.option("--method", type=click.Choice(METHOD_NAMES), help="Default: liteeval.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Default: fcvid.")
+@click.option("--config", "file", type=FILE, help="YAML or JSON file of configuration keys.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One key; repeatable.")
+@click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
+@click.option("--ignore-unlabelled", is_flag=True, help="Leave out videos without a label.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read stores.")
+def fit(
+    coarse: Path,
+    fine: Path,
+    labels: Path,
+    out: Path,
+    method: str | None,
+    preset: str | None,
+    file: Path | None,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a method; the model is chosen on split val.
+
+    \b
+    Example:
+      liteeval-train fit --coarse features/mobilenet_v2_112 --fine features/resnet101_224 \\
+          --labels labels.csv --out runs/liteeval --preset small --set epochs=40
+    """
+    config = resolve_config(method=method, preset=preset, file=file, settings=settings)
+    from liteeval_train.train import FitOptions
+    from liteeval_train.train import fit as train
+
+    result = train(
+        config, coarse=coarse, fine=fine, labels=labels, out=out, options=FitOptions(**options)
+    )
+    progress = result.progress_or_fail()
+    click.echo(
+        f"{out}: {progress.epoch} epochs done, epoch {progress.best_epoch} chosen on val. "
+        f"Next: liteeval-train evaluate {out}"
+    )
+
+
+@main.command()
+@click.argument("run", type=RUN)
+@click.option("--split", type=click.Choice(("train", "val", "test")), default="val")
+@click.option("--coarse", type=STORE, help="Instead of the store the run was trained on.")
+@click.option("--fine", type=STORE, help="Instead of the store the run was trained on.")
+@click.option("--labels", type=FILE, help="Instead of the labels the run was trained on.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def evaluate(run: Path, as_json: bool, **options: Any) -> None:
+    """Accuracy, GFLOPs and seconds of a run's chosen model on a split.
+
+    Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl.
+
+    \b
+    Example:
+      liteeval-train evaluate runs/liteeval --split val --json
+    """
+    from liteeval_train.compare import format_comparison
+    from liteeval_train.evaluate import evaluate_run
+
+    summary = evaluate_run(run, **options).summary
+    click.echo(json.dumps(summary, indent=2) if as_json else format_comparison([summary], "table"))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=RUN)
+@click.option("--split", type=click.Choice(("train", "val", "test")), default="val")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(("table", "markdown", "csv", "json")),
+    default="table",
+    show_default=True,
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+def compare(runs: tuple[Path, ...], split: str, style: str, device: str) -> None:
+    """Runs side by side; a run that is not evaluated yet is evaluated first.
+
+    \b
+    Example:
+      liteeval-train compare runs/uniform runs/lstm runs/liteeval --format markdown
+    """
+    from liteeval_train.compare import format_comparison
+    from liteeval_train.evaluate import read_or_evaluate
+
+    summaries = [read_or_evaluate(run, split=split, device=device) for run in runs]
+    click.echo(format_comparison(summaries, style))

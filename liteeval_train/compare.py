@@ -1,0 +1,79 @@
+"""Runs side by side: the columns of the paper's Table 1, plus measured seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from liteeval_train.cost import FLOP_CONVENTION
+
+FORMATS = ("table", "markdown", "csv", "json")
+HEADER = (
+    "method",
+    "top-1 %",
+    "mAP %",
+    "GFLOPs per video",
+    "fine frames per video",
+    "frames seen",
+    "seconds per video",
+)
+NUMBER_KEYS = (
+    "top1",
+    "map",
+    "gflops_mean",
+    "gflops_std",
+    "fine_frames_mean",
+    "fine_frames_std",
+    "frames_mean",
+    "seconds_per_video",
+)
+
+
+def format_comparison(summaries: Sequence[dict[str, Any]], style: str) -> str:
+    """Evaluation summaries as `table`, `markdown`, `csv` or `json` text."""
+    if style == "json":
+        return json.dumps({"flop_convention": FLOP_CONVENTION, "runs": list(summaries)}, indent=2)
+    if style == "csv":
+        return _csv(summaries)
+    rows = [HEADER, *(_cells(summary) for summary in summaries)]
+    splits = sorted({summary["split"] for summary in summaries})
+    note = f"split {', '.join(splits)}; {FLOP_CONVENTION}; mean ± standard deviation over videos"
+    return f"{note}\n\n{_align(rows, markdown=style == 'markdown')}"
+
+
+def _cells(summary: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        summary["method"],
+        f"{100 * summary['top1']:.1f}",
+        f"{100 * summary['map']:.1f}",
+        f"{summary['gflops_mean']:.2f} ± {summary['gflops_std']:.2f}",
+        f"{summary['fine_frames_mean']:.1f} ± {summary['fine_frames_std']:.1f}",
+        f"{summary['frames_mean']:.1f}",
+        f"{summary['seconds_per_video']:.4f}",
+    )
+
+
+def _align(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    if not markdown:
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    rule = ["---", *["---:"] * (len(widths) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _csv(summaries: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["method", "split", *NUMBER_KEYS], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(summaries)
+    return text.getvalue().rstrip("\n")

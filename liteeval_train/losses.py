@@ -1,0 +1,58 @@
+"""Equation 7's two terms. Shape letters: B videos, N rows of a batch packed by time, K classes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def classification_loss(logits_BK: Tensor, labels_BK: Tensor) -> Tensor:
+    """Cross-entropy; the labels of a video share its mass equally.
+
+        loss = − mean_b  sum_k (labels_bk / sum_k' labels_bk')  log softmax(logits_b)_k
+
+    Args:
+        logits_BK: (B, K) float.
+        labels_BK: (B, K) float, 1.0 at each class of the video.
+
+    Returns: float scalar in nats.
+    """
+    target_BK = labels_BK / labels_BK.sum(dim=1, keepdim=True)
+    return functional.cross_entropy(logits_BK, target_BK)
+
+
+def fine_share(used_N: Tensor, video_N: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B,) each video's share of frames that were read finely.
+
+    Args:
+        used_N: (N,) float, 1.0 where the gate chose the fine backbone.
+        video_N: (N,) int64, the video of each row.
+        lengths_B: (B,) float, frames of each video.
+
+    Returns: (B,) float in [0, 1], which carries the gradient of `used_N`.
+    Raises: ValueError if shapes differ.
+    """
+    if used_N.shape != video_N.shape:
+        raise ValueError(f"used {tuple(used_N.shape)} and video {tuple(video_N.shape)} differ")
+    return used_N.new_zeros(len(lengths_B)).index_add(0, video_N, used_N) / lengths_B
+
+
+def usage_penalty(share_B: Tensor, *, fine_share_target: float) -> Tensor:
+    """Squared gap between each video's share of fine frames and the target, averaged over videos.
+
+        penalty = mean_b ( share_b − target )²
+
+    Args:
+        share_B: (B,) float, see `fine_share`.
+        fine_share_target: γ, the wanted share, in [0, 1].
+
+    Returns: float scalar, no unit.
+    Raises: ValueError if the target lies outside [0, 1].
+    Source: Wu et al., LiteEval: A Coarse-to-Fine Framework for Resource Efficient Video
+    Recognition, Eq. 7, second term.
+
+    Shares 1/4 and 2/2 with target 0.5 give ((−0.25)² + 0.5²) / 2 = 0.15625.
+    """
+    if not 0 <= fine_share_target <= 1:
+        raise ValueError(f"fine_share_target must lie in [0, 1], got {fine_share_target}")
+    return (share_B - fine_share_target).square().mean()

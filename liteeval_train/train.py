@@ -1,0 +1,278 @@
+"""Training: every method by one loop, one checkpoint per epoch, the model chosen on split val."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from liteeval_train.config import TrainConfig
+from liteeval_train.data import (
+    Batch,
+    DataError,
+    Labels,
+    Sample,
+    StorePair,
+    VideoSet,
+    collate,
+    epoch_batches,
+    open_pair,
+    read_labels,
+    require_labelled,
+    with_uniforms,
+)
+from liteeval_train.evaluate import evaluate_method
+from liteeval_train.method import Method
+from liteeval_train.run import Progress, RunError, RunFolder, RunInfo
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Where and how to train; nothing here changes the numbers."""
+
+    device: str = "auto"
+    precision: str = "32-true"
+    workers: int = 0
+    resume: bool = False
+    ignore_unlabelled: bool = False
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    coarse: Path,
+    fine: Path,
+    labels: Path,
+    out: Path,
+    options: FitOptions | None = None,
+) -> RunFolder:
+    """Train a method into the run folder `out`; a finished run is left as it is.
+
+    Raises: RunError if `out` holds a run (without `resume`) or another run than this one (with
+    it); DataError, StoreError for data that does not fit together.
+    """
+    options = options or FitOptions()
+    pair, known = open_pair(coarse, fine), read_labels(labels)
+    if not options.ignore_unlabelled:
+        require_labelled(pair, known)
+    info = RunInfo.of(config, pair, known, _training_classes(known, pair))
+    folder = _open_run(out, info, resume=options.resume)
+    progress = folder.read_progress()
+    if progress is None or not progress.finished:
+        _Trainer(info, folder, pair, known, options).run()
+    return folder
+
+
+def _training_classes(labels: Labels, pair: StorePair) -> list[str]:
+    """The classes of the training videos that the stores hold, sorted.
+
+    Raises: DataError if there are fewer than two.
+    """
+    videos = [video for video in labels.in_split("train") if video in pair.coarse]
+    classes = sorted({name for video in videos for name in labels.videos[video]})
+    if len(classes) < 2:
+        raise DataError(
+            f"{labels.path}: the {len(videos)} training videos in {pair.coarse.path} have "
+            f"{len(classes)} classes, at least 2 are needed"
+        )
+    return classes
+
+
+def _open_run(out: Path, info: RunInfo, *, resume: bool) -> RunFolder:
+    folder = RunFolder(out)
+    if not folder.config.exists():
+        folder.write_info(info)
+        return folder
+    if not resume:
+        raise RunError(f"{out}: holds a run already; go on with --resume, or choose another --out")
+    before = folder.read_info()
+    for name in ("config", "labels_sha256", "classes"):
+        if getattr(before, name) != getattr(info, name):
+            raise RunError(
+                f"{out}: the run there has another {name} ({_first_difference(before, info)}); "
+                "resume with what it was started with, or choose another --out"
+            )
+    return folder
+
+
+def _first_difference(before: RunInfo, now: RunInfo) -> str:
+    for key, value in before.config.model_dump().items():
+        if getattr(now.config, key) != value:
+            return f"{key} was {value!r}, is {getattr(now.config, key)!r}"
+    return f"labels at {before.labels_path} have changed"
+
+
+class _Trainer:
+    """The state of one call of fit."""
+
+    def __init__(
+        self,
+        info: RunInfo,
+        folder: RunFolder,
+        pair: StorePair,
+        labels: Labels,
+        options: FitOptions,
+    ) -> None:
+        self.info, self.config, self.folder, self.options = info, info.config, folder, options
+        self.fabric = _fabric(options)
+        torch.manual_seed(self.config.seed)
+        self.method: Method = info.build()
+        frames = self.method.max_frames
+        self.train_set = VideoSet(pair, labels, "train", classes=info.classes, max_frames=frames)
+        self.val_set = VideoSet(pair, labels, "val", classes=info.classes, max_frames=frames)
+        for videos in (self.train_set, self.val_set):
+            if videos.missing:
+                tqdm.write(
+                    f"{len(videos.missing)} labelled videos of split {videos.split} are not in "
+                    f"the stores and are left out, such as {videos.missing[0]!r}",
+                    file=sys.stderr,
+                )
+        self.method.to(self.fabric.device)
+        self.optimizer = torch.optim.Adam(
+            self.method.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=self.fabric.device.type == "cuda",
+        )
+        self.progress = Progress()
+        if folder.last.exists():
+            self.progress = folder.load_last(self.method, self.optimizer)
+            folder.keep_metrics_until(self.progress.epoch)
+        self.module, self.wrapped_optimizer = self.fabric.setup(self.method, self.optimizer)
+
+    def run(self) -> None:
+        epochs = range(self.progress.epoch, self.config.epochs)
+        steps = math.ceil(len(self.train_set) / self.config.batch_videos)
+        with tqdm(
+            total=steps * self.config.epochs,
+            initial=steps * self.progress.epoch,
+            desc=self.config.method,
+            unit="step",
+            file=sys.stderr,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        ) as bar:
+            for epoch in epochs:
+                self._train_epoch(epoch, steps, bar)
+
+    def _train_epoch(self, epoch: int, steps: int, bar: tqdm) -> None:
+        start = time.perf_counter()
+        self.method.train()
+        logged: list[dict[str, Tensor]] = []
+        for number, batch in enumerate(self._batches(epoch)):
+            progress = (epoch * steps + number) / (steps * self.config.epochs)
+            logged.append(self._step(batch, progress))
+            bar.update()
+        means = self._means(logged, epoch)
+        seconds = time.perf_counter() - start
+        line = {"epoch": epoch + 1, **means, "train_seconds": seconds, **self._validate(epoch + 1)}
+        self.progress.epoch, self.progress.step = epoch + 1, (epoch + 1) * steps
+        self.progress.finished = epoch + 1 == self.config.epochs
+        self.folder.append_metrics(line)
+        self.folder.save_last(self.method, self.optimizer, self.progress)
+        shown = [key for key in ("loss", "fine_share", "val_map") if key in line]
+        bar.set_postfix_str(", ".join(f"{key} {line[key]:.3f}" for key in shown), refresh=False)
+
+    def _step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        step = self.module(batch, progress=progress)
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(step.loss)
+        self.fabric.clip_gradients(
+            self.module,
+            self.wrapped_optimizer,
+            max_norm=self.config.clip_norm,
+            error_if_nonfinite=False,
+        )
+        self.wrapped_optimizer.step()
+        return {"loss": step.loss.detach(), **step.parts}
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        batches = epoch_batches(
+            len(self.train_set),
+            batch_videos=self.config.batch_videos,
+            seed=self.config.seed,
+            epoch=epoch,
+        )
+        loader: DataLoader[Sample] = DataLoader(
+            self.train_set,
+            batch_sampler=[batch.tolist() for batch in batches],
+            collate_fn=functools.partial(
+                _collate_with_uniforms,
+                classes=len(self.info.classes),
+                seed=self.config.seed,
+                epoch=epoch,
+            ),
+            num_workers=self.options.workers,
+        )
+        for batch in loader:
+            yield batch.to(self.fabric.device)
+
+    def _means(self, logged: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
+        """Means over the epoch; one transfer from the device per epoch.
+
+        Raises: RunError if a loss is not finite; the checkpoint of the epoch before stays.
+        """
+        columns = {k: torch.stack([entry[k] for entry in logged]).cpu() for k in logged[0]}
+        bad = (~columns["loss"].isfinite()).nonzero()
+        if len(bad):
+            raise RunError(
+                f"{self.folder.path}: the loss is {columns['loss'][bad[0, 0]].item()} at step "
+                f"{int(bad[0, 0]) + 1} of epoch {epoch + 1}; stopped, and the state after epoch "
+                f"{epoch} is kept. Start again with a lower learning_rate or another precision"
+            )
+        return {name: float(column.double().mean()) for name, column in columns.items()}
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Evaluate on val and keep the model if it is the best so far.
+
+        Score: mAP less the price that equation 7 puts on the share of fine frames. By mAP alone
+        an early epoch, whose gate still reads everything, would often win.
+        """
+        summary = evaluate_method(
+            self.method,
+            self.val_set,
+            classes=self.info.classes,
+            batch_videos=self.config.batch_videos,
+            device=self.fabric.device,
+            name=self.config.method,
+        ).summary
+        share = summary["fine_frames_mean"] / summary["frames_mean"]
+        score = summary["map"] - self.method.usage_gap(share)
+        if score > self.progress.best_score:
+            self.progress.best_score, self.progress.best_epoch = score, epoch
+            self.folder.save_best(self.method)
+        return {
+            "val_top1": summary["top1"],
+            "val_map": summary["map"],
+            "val_fine_share": share,
+            "val_gflops": summary["gflops_mean"],
+            "val_score": score,
+        }
+
+
+def _collate_with_uniforms(samples: list[Sample], *, classes: int, seed: int, epoch: int) -> Batch:
+    return collate(
+        [with_uniforms(sample, seed=seed, epoch=epoch) for sample in samples], classes=classes
+    )
+
+
+def _fabric(options: FitOptions) -> Fabric:
+    """One process on one device."""
+    kind, _, number = options.device.partition(":")
+    try:
+        return Fabric(
+            accelerator=kind,
+            devices=[int(number)] if number else 1,
+            precision=options.precision,  # type: ignore[arg-type]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
