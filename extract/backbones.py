@@ -194,12 +194,38 @@ def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
         path = Path(weights)
         network, origin, sha256 = architecture.build(), path.name, _hash_file(path)
         _load_weights(network, architecture, path)
-    gflops = flops.count_gflops(network, torch.empty(1, 3, spec.size_px, spec.size_px))
+    gflops = _network_gflops(network, spec)
     parameters = flops.count_parameters(network)
     network.set_submodule(architecture.classifier, nn.Identity())
     extractor = FeatureExtractor(network, spec.preprocessing).eval()
     extractor.requires_grad_(False)
     return Backbone(spec, extractor, origin, sha256, gflops, parameters)
+
+
+def describe_backbones() -> list[dict[str, Any]]:
+    """The table of backbones at their default sizes, counted from the modules."""
+    rows = []
+    for name, architecture in ARCHITECTURES.items():
+        spec = BackboneSpec(name, architecture.default_size_px)
+        with torch.device("meta"):
+            network = architecture.build()
+        rows.append(
+            {
+                "backbone": str(spec),
+                "feature_dim": architecture.feature_dim,
+                "parameters": flops.count_parameters(network),
+                "gflops_per_frame": _network_gflops(network, spec),
+                "paper_gflops": architecture.paper_gflops,
+                "weights": architecture.published,
+                "preprocessing": spec.preprocessing.to_dict(),
+                "flop_convention": flops.CONVENTION,
+            }
+        )
+    return rows
+
+
+def _network_gflops(network: nn.Module, spec: BackboneSpec) -> float:
+    return flops.count_gflops(network, torch.empty(1, 3, spec.size_px, spec.size_px))
 
 
 def _published(spec: BackboneSpec, architecture: Architecture) -> nn.Module:

@@ -17,11 +17,12 @@ on one thread and never reaches beyond the file: demuxers and protocols are allo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -37,6 +38,8 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,nut,"
     "ivf,rm,dv,wtv,h264,hevc,m4v,obu,apng,amv,swf,yuv4mpegpipe"
 )
+T = TypeVar("T")
+
 MAX_PIXELS = 16384 * 16384 - 1
 MAX_DURATION_SECONDS = 48 * 3600.0
 
@@ -476,23 +479,12 @@ def sample_frames(
 
     Raises: DecodeError if the file cannot be decoded; ValueError on a bad fps or decoder.
     """
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
-    video = probe(path)
-    try:
-        return _sample(video, fps)
-    except PacketsMislead:
-        return _sample(probe_by_decoding(path), fps)
-
-
-def _sample(video: Video, fps: float) -> SampledFrames:
-    rows = row_frames(video.timeline, fps)
-    wanted, inverse = np.unique(rows, return_inverse=True)
-    frames = list(iter_frames(video, wanted))
+    video, frames = _sample(path, fps, decoder, keep=lambda frame: frame)
     if len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(f"{video.path}: the picture size changes; extract its features instead")
+        raise DecodeError(f"{path}: the picture size changes; extract its features instead")
+    rows = row_frames(video.timeline, fps)
     return SampledFrames(
-        frames=np.stack(frames)[inverse],
+        frames=np.stack(frames)[np.unique(rows, return_inverse=True)[1]],
         pts_seconds=video.timeline.pts_seconds[rows],
         frame_index=rows,
         duration_seconds=video.timeline.duration_seconds,
@@ -500,3 +492,39 @@ def _sample(video: Video, fps: float) -> SampledFrames:
         decoder="pyav",
         corrupt_frames=video.corrupt_frames,
     )
+
+
+def describe_samples(
+    path: str | os.PathLike[str], fps: float = 1.0, *, decoder: str = "auto"
+) -> dict[str, Any]:
+    """What `sample_frames` gives, without the pixels, as plain values; decodes all the same."""
+    video, shapes = _sample(path, fps, decoder, keep=lambda frame: frame.shape)
+    rows = row_frames(video.timeline, fps)
+    return {
+        "path": str(path),
+        "fps": fps,
+        "width": shapes[0][1],
+        "height": shapes[0][0],
+        "pts_seconds": video.timeline.pts_seconds[rows].tolist(),
+        "frame_index": rows.tolist(),
+        "duration_seconds": video.timeline.duration_seconds,
+        "source_fps": video.source_fps,
+        "decoder": "pyav",
+        "corrupt_frames": video.corrupt_frames,
+    }
+
+
+def _sample(
+    path: str | os.PathLike[str], fps: float, decoder: str, keep: Callable[[np.ndarray], T]
+) -> tuple[Video, list[T]]:
+    """A probed video and `keep` of each of its wanted frames, each frame once."""
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
+    video = probe(path)
+    try:
+        wanted = np.unique(row_frames(video.timeline, fps))
+        return video, [keep(frame) for frame in iter_frames(video, wanted)]
+    except PacketsMislead:
+        video = probe_by_decoding(path)
+        wanted = np.unique(row_frames(video.timeline, fps))
+        return video, [keep(frame) for frame in iter_frames(video, wanted)]

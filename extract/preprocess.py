@@ -2,11 +2,13 @@
 
 Pillow does the resampling, as in the libraries that published the weights. Only the crop is
 computed, through Pillow's `box`: the same pixels as resizing the whole frame and cutting the
-middle, but for rare ones that differ by 1 of 255 because the box is kept in float32. Imports neither torch nor a decoder, so that decode processes stay small.
+middle, but for rare ones that differ by 1 of 255 because the box is kept in float32. Imports
+neither torch nor a decoder, so that decode processes stay small.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +38,15 @@ class Preprocessing:
         return Preprocessing(
             resize_px, crop_px, self.mean, self.std, self.interpolation, self.antialias
         )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the uint8 pixels that one row needs."""
+        return (self.crop_px, self.crop_px, 3)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON would read them back."""

@@ -382,11 +382,12 @@ class FeatureWriter:
             temporary.rename(self.path / name)
             _fsync(self.path)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise StoreError(
                 f"{self.path / name}: could not be written ({error}); {len(self._videos)} videos "
                 "are not stored. Free space or mend the folder and run again"
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
         self._videos.clear()
         return self.path / name
 
@@ -422,6 +423,56 @@ class FeatureWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.commit()
+
+
+def describe_store(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a store holds: identity and totals, as plain values."""
+    store = FeatureStore(path)
+    try:
+        videos = [store[video_id] for video_id in store.video_ids]
+    finally:
+        store.close()
+    rows = sum(len(video.features) for video in videos)
+    attributes = store.identity.to_attributes()
+    return {
+        "store": str(store.path),
+        "schema_version": SCHEMA_VERSION,
+        **attributes,
+        "preprocessing": dict(store.identity.preprocessing),
+        "versions": dict(store.identity.versions),
+        "parts": store.parts,
+        "videos": len(store),
+        "rows": rows,
+        "bytes": sum(part.stat().st_size for part in part_paths(store.path)),
+        "duration_seconds": sum(video.duration_seconds for video in videos),
+        "gflops_total": rows * store.gflops_per_frame,
+        "corrupt_frames": sum(video.corrupt_frames for video in videos),
+        "decoders": sorted({video.decoder for video in videos}),
+    }
+
+
+def verify_store(path: str | os.PathLike[str]) -> list[str]:
+    """Everything wrong with a store, one line each; empty if it is sound.
+
+    Raises: StoreError if the folder holds no part at all.
+    """
+    paths = part_paths(Path(path))
+    if not paths:
+        raise StoreError(f"{path}: no feature store here; run liteeval-extract run first")
+    problems: list[str] = []
+    identity: StoreIdentity | None = None
+    for part_path in paths:
+        try:
+            with Part(part_path) as part:
+                identity = identity or part.identity
+                problems += [
+                    f"{part_path}: differs from {paths[0].name} in {difference}"
+                    for difference in identity.differences(part.identity)
+                ]
+                problems += part.problems()
+        except StoreError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _fsync(path: Path) -> None:

@@ -1,0 +1,330 @@
+"""The loop of stage 1: decode once, feed every backbone, commit whole videos to their stores.
+
+Decode workers run ahead of the networks. Rows of many videos fill batches of a fixed size; a
+video goes to its stores when its last row is computed, so a store never holds half a video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from extract.backbones import Backbone
+from extract.store import FeatureStore, FeatureWriter, VideoFeatures, part_paths
+from extract.supervise import (
+    Decoded,
+    DecodeLimits,
+    DecodePool,
+    DecodeTask,
+    Failed,
+    Rows,
+    Started,
+    WorkerOptions,
+)
+from extract.videos import Video
+
+FAILURES = "failures.jsonl"
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Where and how to extract; what is extracted is in the arguments beside it."""
+
+    fps: float = 1.0
+    device: str = "auto"
+    workers: int = 0  # decode processes; 0: one per core, less one for the networks
+    decoder: str = "auto"
+    batch_size: int = 32
+    commit_videos: int = 64
+    commit_seconds: float = 60.0
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def worker_count(self) -> int:
+        return self.workers or max(1, (os.cpu_count() or 2) - 1)
+
+
+@dataclass
+class ExtractSummary:
+    """What a run has done."""
+
+    videos: int = 0
+    rows: int = 0
+    already_stored: int = 0
+    failures: int = 0
+    source_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, float]:
+        wall = max(self.wall_seconds, 1e-9)
+        return {
+            **asdict(self),
+            "rows_per_second": self.rows / wall,
+            "source_seconds_per_second": self.source_seconds / wall,
+        }
+
+
+def extract_features(
+    videos: Sequence[Video],
+    out: Path,
+    backbones: Sequence[Backbone],
+    options: ExtractOptions | None = None,
+) -> ExtractSummary:
+    """Extract the features of all videos that the stores below `out` do not hold yet.
+
+    A video that cannot be decoded is written to out/failures.jsonl and passed over. SIGINT and
+    SIGTERM end the run after a commit of what is complete.
+
+    Raises: StoreError if a store has another identity or cannot be written.
+    """
+    options = options or ExtractOptions()
+    summary = ExtractSummary()
+    started = time.monotonic()
+    with _interruptible():
+        run = _Run(out, backbones, options, summary)
+        try:
+            run.process(videos)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        finally:
+            run.commit()
+    summary.wall_seconds = time.monotonic() - started
+    return summary
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends a run as SIGINT does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _progress(videos: int) -> tqdm[Any]:
+    return tqdm(total=videos, unit="video", desc="extract", smoothing=0.1)
+
+
+class _Assembly:
+    """The rows of one video on their way through the networks."""
+
+    def __init__(self, video: Video, rows: int, dims: Mapping[str, int]) -> None:
+        self.video = video
+        self.features = {name: np.empty((rows, dim), np.float16) for name, dim in dims.items()}
+        self.missing = rows * len(dims)
+        self.decoded: Decoded | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.decoded is not None and self.missing == 0
+
+    def put(self, name: str, first: int, features: np.ndarray) -> None:
+        self.features[name][first : first + len(features)] = features
+        self.missing -= len(features)
+
+    def video_features(self, name: str) -> VideoFeatures:
+        decoded = self.decoded
+        assert decoded is not None
+        return VideoFeatures(
+            features=self.features[name],
+            pts_seconds=decoded.pts_seconds,
+            frame_index=decoded.frame_index,
+            duration_seconds=decoded.duration_seconds,
+            source_fps=decoded.source_fps,
+            source_path=str(self.video.path),
+            source_bytes=self.video.path.stat().st_size,
+            decoder=decoded.decoder,
+            corrupt_frames=decoded.corrupt_frames,
+        )
+
+
+class _Batcher:
+    """Fills batches of a fixed size with rows of many videos and runs one network on them."""
+
+    def __init__(self, backbone: Backbone, device: torch.device, batch_size: int) -> None:
+        self._name = backbone.spec.store_name
+        self._device = device
+        self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
+        shape = (batch_size, *backbone.spec.preprocessing.row_shape)
+        self._pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._owners: list[tuple[_Assembly, int, int]] = []
+        self._filled = 0
+
+    def add(self, assembly: _Assembly, first: int, pixels: np.ndarray) -> None:
+        """Take rows first, first + 1, … of a video."""
+        while len(pixels):
+            count = min(len(pixels), len(self._pixels) - self._filled)
+            self._pixels[self._filled : self._filled + count] = torch.from_numpy(pixels[:count])
+            self._owners.append((assembly, first, count))
+            self._filled += count
+            pixels, first = pixels[count:], first + count
+            if self._filled == len(self._pixels):
+                self.flush()
+
+    def flush(self) -> None:
+        """Run the network on what is there and hand the features to their videos."""
+        if not self._filled:
+            return
+        with torch.inference_mode():
+            pixels = self._pixels[: self._filled].to(self._device, non_blocking=True)
+            features = self._extractor(pixels).to("cpu", torch.float16).numpy()
+        position = 0
+        for assembly, first, count in self._owners:
+            assembly.put(self._name, first, features[position : position + count])
+            position += count
+        self._owners.clear()
+        self._filled = 0
+
+
+class _Run:
+    """The state of one extraction run."""
+
+    def __init__(
+        self,
+        out: Path,
+        backbones: Sequence[Backbone],
+        options: ExtractOptions,
+        summary: ExtractSummary,
+    ) -> None:
+        self._out = out
+        self._options = options
+        self._summary = summary
+        self._backbones = {backbone.spec.store_name: backbone for backbone in backbones}
+        device = options.torch_device()
+        self._writers = {
+            name: FeatureWriter(
+                out / name, backbone.identity(sample_fps=options.fps, precision="float32")
+            )
+            for name, backbone in self._backbones.items()
+        }
+        self._batchers = {
+            name: _Batcher(backbone, device, options.batch_size)
+            for name, backbone in self._backbones.items()
+        }
+        self._assemblies: dict[str, _Assembly] = {}
+        self._oldest_uncommitted: float | None = None
+
+    def process(self, videos: Sequence[Video]) -> None:
+        by_id = {video.id: video for video in videos}
+        tasks = self._tasks(videos)
+        self._summary.already_stored = len(videos) - len(tasks)
+        if not tasks:
+            return
+        options = WorkerOptions(
+            inputs={name: b.spec.preprocessing for name, b in self._backbones.items()},
+            fps=self._options.fps,
+            decoder=self._options.decoder,
+            limits=self._options.limits,
+        )
+        workers = min(self._options.worker_count(), len(tasks))
+        with (
+            DecodePool(workers, options) as pool,
+            _progress(len(tasks)) as bar,
+        ):
+            inputs = {task.video_id: task.inputs for task in tasks}
+            for event in pool.run(tasks):
+                if isinstance(event, Rows):
+                    self._take_rows(event)
+                elif isinstance(event, Started):
+                    dims = {n: self._backbones[n].feature_dim for n in inputs[event.video_id]}
+                    video = by_id[event.video_id]
+                    self._assemblies[video.id] = _Assembly(video, event.rows, dims)
+                elif isinstance(event, Decoded):
+                    self._assemblies[event.video_id].decoded = event
+                else:
+                    self._give_up(by_id[event.video_id], event, bar)
+                self._store_complete(bar)
+            for batcher in self._batchers.values():
+                batcher.flush()
+            self._store_complete(bar)
+
+    def _tasks(self, videos: Sequence[Video]) -> list[DecodeTask]:
+        """What each video still lacks; a video that every store holds is no task."""
+        held = {
+            name: FeatureStore(self._out / name) if part_paths(self._out / name) else ()
+            for name in self._backbones
+        }
+        tasks = []
+        for video in videos:
+            inputs = tuple(name for name in self._backbones if video.id not in held[name])
+            if inputs:
+                tasks.append(DecodeTask(video.id, video.path, inputs))
+        return tasks
+
+    def _take_rows(self, event: Rows) -> None:
+        assembly = self._assemblies[event.video_id]
+        for name, pixels in event.pixels.items():
+            self._batchers[name].add(assembly, event.first, pixels)
+
+    def _store_complete(self, bar: tqdm[Any]) -> None:
+        for video_id in [i for i, a in self._assemblies.items() if a.complete]:
+            assembly = self._assemblies.pop(video_id)
+            decoded = assembly.decoded
+            assert decoded is not None
+            try:
+                items = {name: assembly.video_features(name) for name in assembly.features}
+                for name, item in items.items():
+                    self._writers[name].add(video_id, item)
+            except (ValueError, OSError) as error:
+                failed = Failed(video_id, "store", str(error), 1)
+                self._give_up(assembly.video, failed, bar)
+                continue
+            self._summary.videos += 1
+            self._summary.rows += len(decoded.pts_seconds)
+            self._summary.source_seconds += decoded.duration_seconds
+            self._oldest_uncommitted = self._oldest_uncommitted or time.monotonic()
+            bar.update()
+            bar.set_postfix(rows=self._summary.rows, failed=self._summary.failures)
+        self._commit_if_due()
+
+    def _commit_if_due(self) -> None:
+        waiting = max(len(writer) for writer in self._writers.values())
+        oldest = self._oldest_uncommitted
+        old = oldest is not None and time.monotonic() - oldest >= self._options.commit_seconds
+        if waiting >= self._options.commit_videos or old:
+            self.commit()
+
+    def commit(self) -> None:
+        for writer in self._writers.values():
+            writer.commit()
+        self._oldest_uncommitted = None
+
+    def _give_up(self, video: Video, failed: Failed, bar: tqdm[Any]) -> None:
+        self._assemblies.pop(video.id, None)
+        self._summary.failures += 1
+        bar.update()
+        bar.write(f"failed: {failed.error}", file=sys.stderr)
+        record = {
+            "video_id": video.id,
+            "path": str(video.path),
+            "stage": failed.stage,
+            "error": failed.error,
+            "attempts": failed.attempts,
+            "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        with (self._out / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

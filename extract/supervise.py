@@ -1,0 +1,397 @@
+"""Decode processes that can be killed: time and memory limits, one retry, bounded buffers.
+
+Each worker decodes one video at a time and puts preprocessed rows into slots of memory that it
+shares with the parent; the parent reads them and hands each slot back. The kernel holds the
+limits: an alarm ends a worker that overruns its time, even one that spins in native code, and
+the address space is bounded. The alarm rests while a worker waits for a free slot, so a slow
+network never makes a video fail. The video of a worker that died is tried once more in a fresh
+process and then given up.
+
+Workers start by `spawn`, import no torch, and end when the parent goes away.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.preprocess import Preprocessing
+
+ATTEMPTS = 2
+SLOTS_PER_WORKER = 4
+SLOT_BYTES = 4 << 20
+VIDEOS_PER_WORKER = 1000  # then a fresh process, against leaks in native code
+PROBE_BYTES_PER_SECOND = 10e6  # reading slower than this counts as hanging
+
+_context = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """One video to decode, and which inputs to make of each row."""
+
+    video_id: str
+    path: Path
+    inputs: tuple[str, ...]  # keys of the preprocessings the pool was made with
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one video may take."""
+
+    timeout_seconds: float = 120.0  # at least this much, however short the video
+    timeout_factor: float = 2.0  # and this many seconds per second of video
+    memory_bytes: int = 4 << 30  # of a worker, beyond what it needs to start
+
+    def probe_seconds(self, path: Path) -> float:
+        return self.timeout_seconds + path.stat().st_size / PROBE_BYTES_PER_SECOND
+
+    def decode_seconds(self, duration_seconds: float) -> float:
+        return max(self.timeout_seconds, self.timeout_factor * duration_seconds)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A video is open; a second one for the same video voids the rows before it."""
+
+    video_id: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A block of rows in shared memory, valid until the next event is asked for."""
+
+    video_id: str
+    first: int
+    pixels: Mapping[str, np.ndarray]  # input name → (n, *row_shape) uint8
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All rows of a video have come."""
+
+    video_id: str
+    pts_seconds: np.ndarray  # (T,) float64
+    frame_index: np.ndarray  # (T,) int64
+    duration_seconds: float
+    source_fps: float
+    decoder: str
+    corrupt_frames: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A video is given up."""
+
+    video_id: str
+    stage: str
+    error: str
+    attempts: int
+
+
+Event = Started | Rows | Decoded | Failed
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker needs to know; travels to it once."""
+
+    inputs: dict[str, Preprocessing]
+    fps: float
+    decoder: str
+    limits: DecodeLimits
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(preprocessing.row_bytes for preprocessing in self.inputs.values())
+
+    @property
+    def rows_per_slot(self) -> int:
+        return max(1, min(32, SLOT_BYTES // self.row_bytes))
+
+    @property
+    def memory_bytes(self) -> int:
+        return SLOTS_PER_WORKER * self.rows_per_slot * self.row_bytes
+
+    def slot_views(self, memory: Any, slot: int) -> dict[str, np.ndarray]:
+        """(rows_per_slot, *row_shape) uint8 view of each input in a slot of shared memory."""
+        views = {}
+        offset = slot * self.rows_per_slot * self.row_bytes
+        for name, preprocessing in self.inputs.items():
+            shape = (self.rows_per_slot, *preprocessing.row_shape)
+            views[name] = np.ndarray(shape, np.uint8, memory, offset)
+            offset += self.rows_per_slot * preprocessing.row_bytes
+        return views
+
+
+class DecodePool:
+    """Runs decode tasks in worker processes and yields what comes back.
+
+        with DecodePool(2, WorkerOptions(...)) as pool:
+            for event in pool.run(tasks): ...
+
+    Memory is bounded by workers × SLOTS_PER_WORKER × slot, whatever the videos' length.
+    """
+
+    def __init__(self, workers: int, options: WorkerOptions) -> None:
+        self._count = workers
+        self._options = options
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> DecodePool:
+        self._workers = [_Worker(self._options) for _ in range(self._count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end_process()
+
+    def run(self, tasks: Iterable[DecodeTask]) -> Iterator[Event]:
+        """Events of all tasks as they happen; each task ends in one Decoded or Failed."""
+        pending = iter(tasks)
+        retries: deque[DecodeTask] = deque()
+        while True:
+            for worker in self._workers:
+                if worker.task is None:
+                    self._give_task(worker, pending, retries)
+            busy = [worker for worker in self._workers if worker.task is not None]
+            if not busy:
+                return
+            for worker in _ready(busy):
+                for event in worker.receive():
+                    if isinstance(event, Failed) and event.attempts < ATTEMPTS:
+                        assert worker.task is not None
+                        retries.append(worker.task)
+                    else:
+                        yield event
+                    if isinstance(event, Decoded | Failed):
+                        worker.task = None
+
+    @staticmethod
+    def _give_task(
+        worker: _Worker, pending: Iterator[DecodeTask], retries: deque[DecodeTask]
+    ) -> None:
+        if retries:
+            worker.start(retries.popleft(), attempt=2)
+        elif (task := next(pending, None)) is not None:
+            worker.start(task, attempt=1)
+
+
+def _ready(workers: list[_Worker]) -> list[_Worker]:
+    """Blocks until a worker has sent something or has died."""
+    handles: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
+    handles |= {worker.process.sentinel: worker for worker in workers}
+    return list({id(handles[handle]): handles[handle] for handle in wait(list(handles))}.values())
+
+
+class _Worker:
+    """The parent's side of one worker process, which is replaced when it must be."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.task: DecodeTask | None = None
+        self._options = options
+        self._attempt = 0
+        self._videos = 0
+        self._memory = _context.RawArray("B", options.memory_bytes)
+        self._launch()
+
+    def _launch(self) -> None:
+        self.connection, theirs = _context.Pipe()
+        arguments = (theirs, self._memory, self._options)
+        self.process = _context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self._videos = 0
+
+    def start(self, task: DecodeTask, *, attempt: int) -> None:
+        if attempt > 1 or self._videos >= VIDEOS_PER_WORKER or not self.process.is_alive():
+            self.end_process()
+            self._launch()
+        self.task, self._attempt = task, attempt
+        self._videos += 1
+        try:
+            self.connection.send(task)
+        except OSError:
+            return  # it died just now; `receive` finds out
+
+    def receive(self) -> Iterator[Event]:
+        """What the process has sent; hands each slot back once its rows were taken."""
+        assert self.task is not None
+        task = self.task
+        try:
+            while self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, _Filled):
+                    views = self._options.slot_views(self._memory, message.slot)
+                    rows = {name: views[name][: message.count] for name in task.inputs}
+                    yield Rows(task.video_id, message.first, rows)
+                    self.connection.send(message.slot)
+                elif isinstance(message, _Error):
+                    yield Failed(task.video_id, "decode", message.text, self._attempt)
+                    return
+                else:
+                    yield message
+                    if isinstance(message, Decoded):
+                        return
+            if self.process.is_alive():
+                return
+        except (EOFError, OSError):
+            pass
+        yield self._died(task)
+
+    def _died(self, task: DecodeTask) -> Failed:
+        self.end_process()
+        code = self.process.exitcode
+        if code == -signal.SIGALRM:
+            what = "took longer than its time limit; raise --timeout or mend the file"
+        else:
+            what = f"the decoder process died (exit code {code})"
+        return Failed(task.video_id, "decode", f"{task.path}: {what}", self._attempt)
+
+    def end_process(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+# --- in the worker -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Filled:
+    slot: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Error:
+    text: str
+
+
+def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
+    """Decode tasks until the parent goes away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _bound_memory(options.limits.memory_bytes)
+    service = _Service(connection, memory, options)
+    try:
+        while True:
+            service.answer(service.next_task())
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone
+
+
+def _bound_memory(extra_bytes: int) -> None:
+    with open("/proc/self/statm") as file:
+        now_bytes = int(file.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = now_bytes + extra_bytes
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+
+
+class _Service:
+    """A worker's work: tasks and free slots come in, filled slots and answers go out."""
+
+    def __init__(self, connection: Connection, memory: Any, options: WorkerOptions) -> None:
+        self._connection = connection
+        self._memory = memory
+        self._options = options
+        self._free = deque(range(SLOTS_PER_WORKER))
+
+    def next_task(self) -> DecodeTask:
+        while True:
+            message = self._connection.recv()
+            if isinstance(message, DecodeTask):
+                return message
+            self._free.append(message)
+
+    def answer(self, task: DecodeTask) -> None:
+        from extract.decode import DecodeError
+
+        message: Decoded | _Error
+        try:
+            message = self._decode(task)
+        except DecodeError as error:
+            message = _Error(str(error))
+        except MemoryError:
+            message = _Error(f"{task.path}: needs more memory than a decoder may take")
+        except (ConnectionError, EOFError):
+            raise
+        except OSError as error:
+            message = _Error(f"{task.path}: cannot be read ({error.strerror})")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._connection.send(message)
+
+    def _decode(self, task: DecodeTask) -> Decoded:
+        from extract import decode
+
+        limits = self._options.limits
+        signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
+        video = decode.probe(task.path)
+        try:
+            return self._send_rows(task, video)
+        except decode.PacketsMislead:
+            again = limits.decode_seconds(video.timeline.duration_seconds)
+            signal.setitimer(signal.ITIMER_REAL, again)
+            return self._send_rows(task, decode.probe_by_decoding(task.path))
+
+    def _send_rows(self, task: DecodeTask, video: Any) -> Decoded:
+        """Decode, preprocess and hand over every row of one video."""
+        from extract.rows import iter_rows
+        from extract.sampling import row_frames
+
+        options, duration = self._options, video.timeline.duration_seconds
+        signal.setitimer(signal.ITIMER_REAL, options.limits.decode_seconds(duration))
+        indices = row_frames(video.timeline, options.fps)
+        self._connection.send(Started(task.video_id, len(indices)))
+        inputs = {name: options.inputs[name] for name in task.inputs}
+        slot, count = -1, 0
+        for k, row in enumerate(iter_rows(video, options.fps, inputs)):
+            if slot < 0:
+                slot, count = self._take_slot(), 0
+                views = options.slot_views(self._memory, slot)
+            for name, pixels in row.items():
+                views[name][count] = pixels
+            count += 1
+            if count == options.rows_per_slot or k == len(indices) - 1:
+                self._connection.send(_Filled(slot, k - count + 1, count))
+                slot = -1
+        return Decoded(
+            video_id=task.video_id,
+            pts_seconds=video.timeline.pts_seconds[indices],
+            frame_index=indices,
+            duration_seconds=duration,
+            source_fps=video.source_fps,
+            decoder="pyav",
+            corrupt_frames=video.corrupt_frames,
+        )
+
+    def _take_slot(self) -> int:
+        with _alarm_resting():
+            while not self._free:
+                self._free.append(self._connection.recv())
+        return self._free.popleft()
+
+
+@contextmanager
+def _alarm_resting() -> Iterator[None]:
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, max(remaining, 0.001) if remaining else 0)
