@@ -11,6 +11,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -336,11 +337,5 @@ def _hash_state(network: nn.Module) -> str:
 
 
 def _versions() -> dict[str, str]:
-    import av
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "av": av.__version__,
-    }
+    packages = ("torch", "torchvision", "av", "pillow")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}

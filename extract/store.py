@@ -37,6 +37,7 @@ SCHEMA_VERSION = 1
 PART_PREFIX = "part-"
 PART_SUFFIX = ".h5"
 TEMPORARY_SUFFIX = ".tmp"
+MAX_OPEN_PARTS = 64
 
 ROW_COLUMNS: dict[str, type[np.generic]] = {"pts_seconds": np.float64, "frame_index": np.int64}
 VIDEO_COLUMNS: dict[str, type[np.generic]] = {
@@ -164,6 +165,9 @@ class Part:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
 
     def read(self, video: int) -> VideoFeatures:
@@ -209,6 +213,7 @@ class Part:
             return
         if videos and np.diff(offset).min() < 1:
             yield f"{self.path}: a video has no rows"
+            return
         for name in ROW_COLUMNS:
             if self._file[name].shape != (rows,):
                 yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({rows},)"
@@ -292,12 +297,14 @@ class FeatureStore:
             raise KeyError(f"{self.path}: no video {video_id!r} among {len(self)}")
         path, video = self._location[video_id]
         if path not in self._open:
+            if len(self._open) >= MAX_OPEN_PARTS:
+                self._open.pop(next(iter(self._open))).close()
             self._open[path] = Part(path)
         return self._open[path], video
 
     def close(self) -> None:
         for part in self._open.values():
-            part.__exit__()
+            part.close()
         self._open.clear()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""The store: what is written is read, and nothing half-written is ever seen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extract.store import (
+    MAX_OPEN_PARTS,
+    FeatureStore,
+    FeatureWriter,
+    StoreError,
+    StoreIdentity,
+    VideoFeatures,
+    describe_store,
+    part_paths,
+    verify_store,
+)
+
+DIM = 6
+
+
+def make_identity(**changes: object) -> StoreIdentity:
+    values = {
+        "backbone": "mobilenet_v2",
+        "input_size_px": 112,
+        "weights": "weights.pth",
+        "weights_sha256": "ab" * 32,
+        "preprocessing": {"resize_px": 128, "mean": [0.1, 0.2, 0.3]},
+        "sample_fps": 1.0,
+        "feature_dim": DIM,
+        "gflops_per_frame": 0.0822,
+        "flop_convention": "1 multiply-add = 1 FLOP",
+        "parameters": 3504872,
+        "versions": {"python": "3.11"},
+    }
+    return StoreIdentity(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_video(rows: int, seed: int = 0, dtype: type = np.float16) -> VideoFeatures:
+    rng = np.random.default_rng(seed)
+    return VideoFeatures(
+        features=rng.normal(size=(rows, DIM)).astype(dtype),
+        pts_seconds=np.arange(rows, dtype=np.float64),
+        frame_index=np.arange(rows, dtype=np.int64) * 25,
+        duration_seconds=float(rows),
+        source_fps=25.0,
+        source_path=f"videos/{seed}.mp4",
+        source_bytes=1000 + seed,
+        decoder="pyav",
+        corrupt_frames=seed % 3,
+    )
+
+
+def write(folder: Path, videos: dict[str, VideoFeatures], **identity: object) -> None:
+    with FeatureWriter(folder, make_identity(**identity)) as writer:
+        for video_id, video in videos.items():
+            writer.add(video_id, video)
+
+
+ids = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.dictionaries(ids, st.integers(1, 9), min_size=1, max_size=8),
+    commit_after=st.integers(1, 8),
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, lengths: dict[str, int], commit_after: int
+) -> None:
+    folder = tmp_path_factory.mktemp("store") / "s"
+    videos = {i: make_video(rows, seed) for seed, (i, rows) in enumerate(lengths.items())}
+    with FeatureWriter(folder, make_identity()) as writer:
+        for count, (video_id, video) in enumerate(videos.items(), 1):
+            writer.add(video_id, video)
+            if count % commit_after == 0:
+                writer.commit()
+    store = FeatureStore(folder)
+    assert store.video_ids == sorted(videos)
+    assert store.identity == make_identity()
+    for video_id, video in videos.items():
+        read = store[video_id]
+        np.testing.assert_array_equal(read.features, video.features)
+        np.testing.assert_array_equal(read.pts_seconds, video.pts_seconds)
+        np.testing.assert_array_equal(read.frame_index, video.frame_index)
+        for name in ("duration_seconds", "source_fps", "source_path", "source_bytes", "decoder",
+                     "corrupt_frames"):  # fmt: skip
+            assert getattr(read, name) == getattr(video, name)
+        assert store.rows(video_id) == len(video.features)
+    assert verify_store(folder) == []
+
+
+def test_a_part_follows_the_format_for_readers_without_our_code(tmp_path: Path) -> None:
+    write(tmp_path / "s", {"a": make_video(2, 0), "b/c": make_video(3, 1)})
+    (part,) = part_paths(tmp_path / "s")
+    with h5py.File(part) as file:
+        assert file.attrs["format"] == "liteeval-features"
+        assert file.attrs["schema_version"] == 1
+        assert file.attrs["gflops_per_frame"] == 0.0822
+        assert json.loads(file.attrs["preprocessing"])["resize_px"] == 128
+        assert file["features"].shape == (5, DIM)
+        assert file["features"].dtype == np.float16
+        assert file["video_offset"][:].tolist() == [0, 2, 5]
+        assert file["video_id"].asstr()[:].tolist() == ["a", "b/c"]
+        assert file["frame_index"][:].tolist() == [0, 25, 0, 25, 50]
+        assert {"pts_seconds", "duration_seconds", "source_fps", "source_path", "source_bytes",
+                "decoder", "corrupt_frames"} <= set(file)  # fmt: skip
+    assert not os.access(part, os.W_OK) or os.geteuid() == 0
+    assert part.stat().st_mode & 0o222 == 0
+
+
+def test_an_unfinished_part_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (folder / ".part-20261122T201500-aaaaaa.h5.tmp").write_bytes(b"half")
+    assert FeatureStore(folder).video_ids == ["a"]
+    assert verify_store(folder) == []
+
+
+def test_another_identity_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    with pytest.raises(StoreError, match=r"weights_sha256: 'ab.*sample_fps: 1.0 against 2.0"):
+        FeatureWriter(folder, make_identity(weights_sha256="cd", sample_fps=2.0))
+    other_versions = make_identity(versions={"python": "3.12"})
+    FeatureWriter(folder, other_versions)  # versions are told, not compared
+
+
+def test_parts_that_disagree_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"a": make_video(2)})
+    write(tmp_path / "b", {"b": make_video(2)}, sample_fps=2.0)
+    (part,) = part_paths(tmp_path / "b")
+    part.rename(tmp_path / "a" / part.name)
+    with pytest.raises(StoreError, match=r"sample_fps"):
+        FeatureStore(tmp_path / "a")
+    assert any("sample_fps" in problem for problem in verify_store(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_value_that_is_not_finite_is_stored(tmp_path: Path, value: float) -> None:
+    video = make_video(2)
+    video.features[1, 3] = value
+    with FeatureWriter(tmp_path / "s", make_identity()) as writer:
+        with pytest.raises(ValueError, match="not finite"):
+            writer.add("a", video)
+        writer.add("b", make_video(1))
+    assert FeatureStore(tmp_path / "s").video_ids == ["b"]
+
+
+def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
+    with (
+        FeatureWriter(tmp_path / "s", make_identity(feature_dim=7)) as writer,
+        pytest.raises(ValueError, match="6 values, the store's have 7"),
+    ):
+        writer.add("a", make_video(1))
+
+
+def test_leaving_on_an_error_commits_the_complete_videos(tmp_path: Path) -> None:
+    def interrupted_run() -> None:
+        with FeatureWriter(tmp_path / "s", make_identity()) as writer:
+            writer.add("a", make_video(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
+    assert FeatureStore(tmp_path / "s").video_ids == ["a"]
+
+
+def test_a_video_in_two_parts_is_read_once_from_the_older(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2, seed=1)})
+    (older,) = part_paths(folder)
+    older.rename(folder / "part-20000101T000000-000000.h5")
+    write(folder, {"a": make_video(3, seed=2)})
+    store = FeatureStore(folder)
+    assert len(store) == 1
+    assert len(store["a"].features) == 2
+
+
+def test_a_folder_without_parts_is_a_clear_error(tmp_path: Path) -> None:
+    for call in (FeatureStore, verify_store, describe_store):
+        with pytest.raises(StoreError, match="no feature store here"):
+            call(tmp_path)
+
+
+def test_an_unknown_video_is_a_key_error(tmp_path: Path) -> None:
+    write(tmp_path / "s", {"a": make_video(2)})
+    with pytest.raises(KeyError, match="no video 'b'"):
+        FeatureStore(tmp_path / "s")["b"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda f: f["features"].__setitem__((0, 0), np.nan), "not finite"),
+        (lambda f: f["video_offset"].__setitem__(1, 0), "no rows"),
+        (lambda f: f["video_offset"].__setitem__(2, 4), "does not span"),
+        (lambda f: f["frame_index"].__setitem__(1, -5), "not in order"),
+        (lambda f: f.__delitem__("decoder"), "unreadable"),
+        (lambda f: f.attrs.__setitem__("feature_dim", 9), "identity says 9"),
+        (lambda f: f.attrs.__setitem__("schema_version", 2), "version 2"),
+    ],
+)
+def test_verify_names_each_kind_of_damage(tmp_path: Path, damage: object, expected: str) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2, 0), "b": make_video(3, 1)})
+    (part,) = part_paths(folder)
+    part.chmod(0o644)
+    with h5py.File(part, "r+") as file:
+        damage(file)  # type: ignore[operator]
+    assert any(expected in problem for problem in verify_store(folder)), verify_store(folder)
+
+
+def test_a_truncated_part_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(200)})
+    (part,) = part_paths(folder)
+    part.chmod(0o644)
+    part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(StoreError, match="move the file away"):
+        FeatureStore(folder)
+    assert verify_store(folder)
+
+
+def test_a_full_disk_leaves_no_part_and_says_so(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for the disk: writes beyond 20 kB fail."""
+    script = f"""
+import signal, sys
+sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]!r}
+import resource
+from test_store import make_identity, make_video
+from extract.store import FeatureWriter, StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = FeatureWriter({str(tmp_path / "s")!r}, make_identity())
+writer.add("small", make_video(10))
+writer.commit()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+writer.add("large", make_video(5000))
+try:
+    writer.commit()
+except StoreError as error:
+    print("StoreError", error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "StoreError" in result.stdout, result.stderr
+    assert "Free space" in result.stdout
+    assert FeatureStore(tmp_path / "s").video_ids == ["small"]
+    assert len(list((tmp_path / "s").iterdir())) == 1
+
+
+def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:
+    write(tmp_path / "s", {"a": make_video(2, 0), "b": make_video(3, 1)})
+    facts = describe_store(tmp_path / "s")
+    assert (facts["videos"], facts["rows"], facts["parts"]) == (2, 5, 1)
+    assert facts["gflops_total"] == pytest.approx(5 * 0.0822)
+    assert facts["corrupt_frames"] == 0 + 1
+    json.dumps(facts)
+
+
+def test_a_store_of_many_parts_keeps_few_files_open(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with FeatureWriter(folder, make_identity()) as writer:
+        for i in range(MAX_OPEN_PARTS + 20):
+            writer.add(str(i), make_video(1, i))
+            writer.commit()
+    before = len(os.listdir("/proc/self/fd"))
+    store = FeatureStore(folder)
+    for video_id in store.video_ids:
+        np.testing.assert_array_equal(
+            store[video_id].features, make_video(1, int(video_id)).features
+        )
+    assert len(os.listdir("/proc/self/fd")) - before <= MAX_OPEN_PARTS
+    store.close()
+    assert len(os.listdir("/proc/self/fd")) == before
