@@ -50,10 +50,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> TrainConfig:
-        if self.method == "liteeval" and self.coarse_hidden > self.fine_hidden:
+        if self.method == "liteeval" and self.coarse_hidden >= self.fine_hidden:
             raise ValueError(
-                f"coarse_hidden {self.coarse_hidden} exceeds fine_hidden {self.fine_hidden}: "
-                "the coarse state must fit into the fine one"
+                f"coarse_hidden {self.coarse_hidden} is not below fine_hidden {self.fine_hidden}: "
+                "a skipped frame would overwrite all that fine frames left in the state"
             )
         if self.temperature_end > self.temperature_start:
             raise ValueError("temperature_end exceeds temperature_start: it falls during training")

@@ -239,7 +239,7 @@ def read_or_evaluate(path: Path, *, split: str, device: str = "auto") -> dict[st
     folder = RunFolder(path)
     result = folder.evaluation(split)
     folder.read_info()
-    if result.exists() and result.stat().st_mtime >= folder.best.stat().st_mtime:
+    if result.exists() and result.stat().st_mtime > folder.best.stat().st_mtime:
         summary: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return summary
     return evaluate_run(path, split=split, device=device).summary

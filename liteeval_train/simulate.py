@@ -30,7 +30,7 @@ from liteeval_train.cost import FLOP_CONVENTION
 from liteeval_train.data import DataError
 
 COARSE_GFLOPS, FINE_GFLOPS = 0.0822, 7.8014  # of mobilenet_v2@112 and resnet101@224
-COARSE_DIM, FINE_DIM = 128, 256
+COARSE_DIM, FINE_DIM = 32, 64
 
 
 @dataclass(frozen=True)

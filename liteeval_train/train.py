@@ -227,7 +227,8 @@ class _Trainer:
             raise RunError(
                 f"{self.folder.path}: the loss is {columns['loss'][bad[0, 0]].item()} at step "
                 f"{int(bad[0, 0]) + 1} of epoch {epoch + 1}; stopped, and the state after epoch "
-                f"{epoch} is kept. Start again with a lower learning_rate or another precision"
+                f"{epoch} is kept. Train again into another --out with a "
+                "lower learning_rate or precision 32-true"
             )
         return {name: float(column.double().mean()) for name, column in columns.items()}
 

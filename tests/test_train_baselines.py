@@ -1,0 +1,72 @@
+"""Baselines against plain computations on one video at a time."""
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from liteeval_train.config import resolve_config
+from liteeval_train.data import Batch, Sample, collate
+from liteeval_train.methods import build_method
+
+CLASSES = 3
+
+
+def make_batch(lengths: list[int]) -> Batch:
+    random = np.random.default_rng(0)
+    samples = [
+        Sample(
+            f"v{number}",
+            np.arange(rows),
+            np.arange(rows) * 1.0,
+            random.standard_normal((rows, 4)).astype(np.float32),
+            random.standard_normal((rows, 6)).astype(np.float32),
+            (number % CLASSES,),
+            number,
+        )
+        for number, rows in enumerate(lengths)
+    ]
+    return collate(samples, classes=CLASSES)
+
+
+def make_method(name: str, *settings: str):
+    torch.manual_seed(0)
+    config = resolve_config(method=name, preset="small", settings=settings)
+    return build_method(config, coarse_dim=4, fine_dim=6, classes=CLASSES)
+
+
+def test_uniform_averages_the_softmax_scores_of_scikit_learns_logistic_regression():
+    batch = make_batch([5, 2, 7])
+    random = np.random.default_rng(1)
+    regression = LogisticRegression().fit(random.standard_normal((60, 6)), np.arange(60) % CLASSES)
+    method = make_method("uniform", "fine_projection=0", "l2_normalise=false").eval()
+    with torch.no_grad():
+        method.classifier.weight.copy_(torch.from_numpy(regression.coef_))
+        method.classifier.bias.copy_(torch.from_numpy(regression.intercept_))
+    scores_BK = method.predict(batch).scores_BK
+    for video, item in enumerate(batch.samples):
+        expected_K = regression.predict_proba(item.fine_TD).mean(axis=0)
+        np.testing.assert_allclose(scores_BK[video].numpy(), expected_K, rtol=1e-4)
+
+
+def test_uniform_sees_25_frames_or_as_many_as_set():
+    assert make_method("uniform").max_frames == 25
+    assert make_method("uniform", "frames=10").max_frames == 10
+
+
+def test_lstm_predicts_from_the_last_frame_of_each_video():
+    batch = make_batch([5, 2, 7])
+    method = make_method("lstm").eval()
+    scores_BK = method.predict(batch).scores_BK
+    for video, item in enumerate(batch.samples):
+        x_T1D = method.project_fine(torch.from_numpy(item.fine_TD))[:, None]
+        outputs_T1H, _ = method.lstm(x_T1D)
+        expected_K = method.classifier(outputs_T1H[-1, 0]).softmax(dim=0)
+        torch.testing.assert_close(scores_BK[video], expected_K)
+
+
+def test_baselines_read_every_frame_finely_and_none_coarsely():
+    batch = make_batch([5, 2, 7])
+    for name in ("uniform", "lstm"):
+        method = make_method(name).eval()
+        assert not method.reads_coarse
+        assert method.predict(batch).used_N.all()

@@ -1,0 +1,124 @@
+"""The commands: output, exit codes, one-line errors."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from liteeval_train.cli import main
+from liteeval_train.simulate import Simulation, simulate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate(Simulation(videos=24, classes=4, min_frames=3, max_frames=8), folder)
+    for method in ("uniform", "liteeval"):
+        result = invoke_fit(folder, method, "--method", method)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def invoke_fit(folder: Path, out: str, *more: str, **stores: Path) -> Result:
+    paths = {"coarse": folder / "coarse", "fine": folder / "fine", "labels": folder / "labels.csv"}
+    options = [part for key, path in (paths | stores).items() for part in (f"--{key}", path)]
+    small = ["--preset", "small", "--set", "epochs=2", "--set", "fine_hidden=96"]
+    return invoke("fit", *options, "--out", folder / out, *small, *more)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))])
+def test_every_command_has_help_with_an_example(command):
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example:\n" in result.output
+    assert "liteeval-train" in result.output.split("Example:")[1]
+
+
+def test_help_comes_without_loading_torch():
+    program = "import sys, liteeval_train.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_json_is_one_document_on_standard_output(folder):
+    result = invoke("evaluate", folder / "liteeval", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["method"] == "liteeval"
+
+
+def test_comparison_has_a_row_per_run_in_every_format(folder):
+    runs = [folder / "uniform", folder / "liteeval"]
+    table = invoke("compare", *runs).stdout
+    assert table.startswith("split val; 1 multiply-add = 1 FLOP")
+    assert [line.split()[0] for line in table.splitlines()[-2:]] == ["uniform", "liteeval"]
+    markdown = invoke("compare", *runs, "--format", "markdown").stdout.strip().splitlines()
+    assert {line.count("|") for line in markdown[2:]} == {8}
+    rows = list(csv.DictReader(io.StringIO(invoke("compare", *runs, "--format", "csv").stdout)))
+    document = json.loads(invoke("compare", *runs, "--format", "json").stdout)
+    assert document["flop_convention"] == "1 multiply-add = 1 FLOP"
+    for row, run in zip(rows, document["runs"], strict=True):
+        assert row["method"] == run["method"]
+        assert float(row["gflops_mean"]) == run["gflops_mean"]
+
+
+def test_existing_run_fails_with_one_line_that_says_what_to_do(folder):
+    result = invoke_fit(folder, "uniform", "--method", "uniform")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "go on with --resume, or choose another --out" in result.stderr
+
+
+def test_finished_run_is_left_alone_and_says_so(folder):
+    result = invoke_fit(folder, "uniform", "--method", "uniform", "--resume")
+    assert result.exit_code == 0
+    assert "2 epochs done" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "lr=3"], "unknown key 'lr'"),
+        (["--set", "seed=-1"], "seed: Input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_wrong_settings_fail_with_one_line(folder, more, message):
+    result = invoke_fit(folder, "never", *more)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (folder / "never").exists()
+
+
+def test_wrong_usage_exits_with_2(folder):
+    assert invoke("fit").exit_code == 2
+    assert invoke_fit(folder, "never", coarse=folder / "nothing").exit_code == 2
+    assert invoke("evaluate", folder / "nothing").exit_code == 2
+
+
+def test_store_without_parts_is_an_error_not_a_traceback(folder, tmp_path):
+    result = invoke_fit(folder, "never", coarse=tmp_path)
+    assert result.exit_code == 1
+    assert "no feature store here" in result.stderr
+
+
+def test_interrupt_exits_with_130(folder, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("liteeval_train.train.fit", interrupt)
+    assert invoke_fit(folder, "never").exit_code == 130
+
+
+def test_bug_keeps_its_traceback(folder, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("liteeval_train.train.fit", fail)
+    assert isinstance(invoke_fit(folder, "never").exception, ZeroDivisionError)

@@ -1,0 +1,37 @@
+"""Metrics against scikit-learn."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from liteeval_train.metrics import in_top, mean_average_precision
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 30), st.integers(1, 6), st.integers(0, 2**31 - 1))
+def test_map_agrees_with_scikit_learn(videos, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 8, (videos, classes), generator=generator) / 8  # with ties
+    labels = (torch.rand(videos, classes, generator=generator) < 0.4).long()
+    labels[0, 0] = 1
+    occurs = labels.any(dim=0)
+    expected = average_precision_score(
+        labels[:, occurs].numpy(), scores[:, occurs].numpy(), average="macro"
+    )
+    assert mean_average_precision(scores, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_classes_that_do_not_occur_take_no_part_in_map():
+    scores = torch.tensor([[0.9, 0.0, 0.1], [0.2, 0.0, 0.8]])
+    labels = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    assert mean_average_precision(scores, labels) == 1.0
+
+
+def test_any_label_among_the_best_scores_counts():
+    scores = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]])
+    labels = torch.tensor([[1, 1, 0], [1, 0, 1]])
+    assert in_top(scores, labels, 1).tolist() == [False, True]
+    assert in_top(scores, labels, 2).tolist() == [True, True]
+    assert in_top(scores, labels, 5).tolist() == [True, True]

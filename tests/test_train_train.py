@@ -1,0 +1,177 @@
+"""Training: what a run folder holds, resuming, killing, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from liteeval_train.config import TrainConfig, resolve_config
+from liteeval_train.data import DataError
+from liteeval_train.run import RunError, RunFolder
+from liteeval_train.simulate import Simulation, simulate
+from liteeval_train.train import FitOptions, fit
+
+SETTINGS = (
+    "epochs=4",
+    "batch_videos=8",
+    "coarse_hidden=8",
+    "fine_hidden=16",
+    "coarse_projection=8",
+    "fine_projection=16",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate(Simulation(videos=40, classes=4, min_frames=3, max_frames=12), folder)
+    return {"coarse": folder / "coarse", "fine": folder / "fine", "labels": folder / "labels.csv"}
+
+
+def config(*settings: str, method: str = "liteeval") -> TrainConfig:
+    return resolve_config(method=method, preset="small", settings=[*SETTINGS, *settings])
+
+
+def command(data: dict[str, Path], out: Path, *more: str) -> list[str]:
+    options = [part for key, path in data.items() for part in (f"--{key}", str(path))]
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    fixed = ["--out", str(out), "--preset", "small", "--device", "cpu"]
+    return [sys.executable, "-m", "liteeval_train", "fit", *options, *fixed, *settings, *more]
+
+
+def test_run_folder_says_what_was_trained_on_what(data, tmp_path):
+    run = fit(config(), out=tmp_path / "run", **data)
+    info = json.loads(run.config.read_text())
+    assert info["config"]["epochs"] == 4
+    assert info["classes"] == ["class_000", "class_001", "class_002", "class_003"]
+    assert info["coarse"]["identity"]["gflops_per_frame"] == 0.0822
+    assert info["fine"]["path"] == str(data["fine"].resolve())
+    assert info["versions"]["torch"] == torch.__version__.partition("+")[0]
+    epochs = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4]
+    progress = json.loads(run.last_json.read_text())
+    assert progress["finished"]
+    assert progress["step"] == 4 * 4  # 30 training videos in batches of at most 8
+    assert progress["best_score"] == max(line["val_score"] for line in epochs)
+
+
+def test_existing_run_is_refused_without_resume_and_finished_with_it(data, tmp_path):
+    run = fit(config(), out=tmp_path / "run", **data)
+    written = run.last.stat().st_mtime_ns
+    with pytest.raises(RunError, match="holds a run already; go on with --resume"):
+        fit(config(), out=tmp_path / "run", **data)
+    fit(config(), out=tmp_path / "run", options=FitOptions(resume=True), **data)
+    assert run.last.stat().st_mtime_ns == written
+
+
+def test_run_resumed_with_another_configuration_is_refused(data, tmp_path):
+    fit(config(), out=tmp_path / "run", **data)
+    with pytest.raises(RunError, match=r"another config \(learning_rate was 0.001, is 0.5\)"):
+        fit(
+            config("learning_rate=0.5"),
+            out=tmp_path / "run",
+            options=FitOptions(resume=True),
+            **data,
+        )
+
+
+def test_checkpoint_of_another_network_is_refused(data, tmp_path):
+    run = fit(config(), out=tmp_path / "run", **data)
+    other = fit(config("fine_hidden=24"), out=tmp_path / "other", **data)
+    os.replace(other.best, run.best)
+    with pytest.raises(RunError, match=r"holds another network than config.json describes"):
+        run.load_best(run.read_info().build())
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(data, tmp_path):
+    reference = fit(config(), out=tmp_path / "reference", **data)
+    RunFolder(tmp_path / "run").write_info(reference.read_info())
+    run = fit(config(), out=tmp_path / "run", options=FitOptions(resume=True), **data)
+    assert_same_tensors(run.last, reference.last)
+
+
+def assert_same_tensors(found: Path, expected: Path) -> None:
+    left, right = load_file(found), load_file(expected)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_killed_run_resumes_to_the_weights_of_an_undisturbed_one(data, tmp_path):
+    more = ("--set", "epochs=12")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        command(data, tmp_path / "whole", *more), check=True, env=environment, capture_output=True
+    )
+    run = RunFolder(tmp_path / "killed")
+    process = subprocess.Popen(
+        command(data, run.path, *more), env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not run.last_json.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = run.read_progress()
+    assert before is not None
+    assert not before.finished, "the run was over before it could be killed"
+    subprocess.run(
+        command(data, run.path, *more, "--resume"),
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    whole = RunFolder(tmp_path / "whole")
+    assert_same_tensors(run.last, whole.last)
+    assert_same_tensors(run.best, whole.best)
+    epochs = [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()]
+    assert epochs == list(range(1, 13))
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
+    run_path = tmp_path / "run"
+    with pytest.raises(RunError, match=r"the loss is nan at step \d+ of epoch 1; stopped"):
+        fit(config("learning_rate=1e30", method="lstm"), out=run_path, **data)
+    assert not RunFolder(run_path).last.exists()
+
+
+def test_one_class_is_refused(data, tmp_path):
+    text = "video_id,label,split\n"
+    text += "".join(f"video_{n:05d},same,{'val' if n < 4 else 'train'}\n" for n in range(40))
+    labels = tmp_path / "labels.csv"
+    labels.write_text(text)
+    with pytest.raises(DataError, match="have 1 classes, at least 2 are needed"):
+        fit(config(), out=tmp_path / "run", **{**data, "labels": labels})
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_videos_are_refused_or_left_out_on_request(data, tmp_path):
+    lines = data["labels"].read_text().splitlines()
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines[:-1]) + "\n")
+    other = {**data, "labels": labels}
+    with pytest.raises(DataError, match="no label for 'video_00039'"):
+        fit(config(), out=tmp_path / "run", **other)
+    run = fit(config(), out=tmp_path / "run", options=FitOptions(ignore_unlabelled=True), **other)
+    assert run.progress_or_fail().finished
+
+
+def test_liteeval_learns_to_read_few_frames_finely(tmp_path):
+    simulate(Simulation(videos=400, classes=2, min_frames=8, max_frames=12), tmp_path)
+    data = {"coarse": tmp_path / "coarse", "fine": tmp_path / "fine"}
+    run = fit(
+        resolve_config(preset="small", settings=["epochs=8", "coarse_hidden=16", "fine_hidden=64"]),
+        out=tmp_path / "run",
+        labels=tmp_path / "labels.csv",
+        **data,
+    )
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert last["val_top1"] > 0.8
+    assert last["val_fine_share"] < 0.3
