@@ -1,0 +1,5 @@
+"""`python -m pipelines` is `liteeval`."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,199 @@
+"""liteeval: whole experiments over both stages."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED
+from pipelines.experiment import Done, run_experiment
+from pipelines.jobs import JobError
+from pipelines.manifest import ManifestError
+
+DEMO_MANIFEST = Path(__file__).with_name("demo.yaml")
+
+
+class _ManifestFault(click.ClickException):
+    exit_code = 2
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """The expected errors of this package: one line each; 2 for a manifest, 1 for a failure."""
+    try:
+        yield
+    except ManifestError as error:
+        raise _ManifestFault(str(error)) from error
+    except JobError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, equals, _value in pairs:
+        if not name or not equals:
+            raise click.BadParameter(f"{name!r}: expected NAME=VALUE")
+    return {name: value for name, _equals, value in pairs}
+
+
+def _where_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--workers", type=click.IntRange(0, 1024),
+                     help="Decode processes; default: cores − 1."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="liteeval")
+def main() -> None:
+    """Run whole experiments: videos in, trained models, a table and pictures out.
+
+    \b
+    Example:
+      liteeval demo
+      liteeval run manifests/ucf11.yaml --set data=ucf11 --out runs/ucf11
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+@main.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings,
+              help="A variable of the manifest; paths relative to the current directory.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/NAME of the manifest.")
+@_where_options
+def run(manifest: Path, settings: dict[str, str], out: Path | None, **where: Any) -> None:
+    """Run the experiment that MANIFEST says; jobs that are done are not run again.
+
+    The output folder gets features, runs, table.txt, filmstrip.png, and the manifest as it was
+    understood. Interrupted or killed, the same command goes on where it stopped.
+
+    \b
+    Example:
+      liteeval run manifests/ucf11.yaml --set data=ucf11 --set weights=mobilenet_v2.pth \\
+          --out runs/ucf11
+    """
+    with _user_errors():
+        done = run_experiment(manifest, settings=settings, out=out, log=_log, **where)
+    _report(done)
+
+
+@main.command()
+@click.option("--out", default="runs/demo", show_default=True, type=click.Path(path_type=Path))
+@click.option("--videos", default=60, show_default=True, type=click.IntRange(12),
+              help="Clips to render.")  # fmt: skip
+@_where_options
+def demo(out: Path, videos: int, **where: Any) -> None:
+    """The whole pipeline on rendered clips, in minutes, without a download.
+
+    Renders labelled clips, extracts features with mobilenet_v2@112 and resnet101@224 (seeded
+    random weights), trains UNIFORM, LSTM and LITEEVAL, prints a table, writes a filmstrip.
+
+    \b
+    Example:
+      liteeval demo --out runs/demo --videos 60
+    """
+    with _user_errors():
+        settings = {"videos": str(videos)}
+        done = run_experiment(DEMO_MANIFEST, settings=settings, out=out, log=_log, **where)
+    _report(done, final=False)
+    click.echo(
+        f"\nTry next: liteeval filmstrip {done.layout.run('liteeval')} "
+        f"--videos {done.layout.clips} --count 12 --out {done.layout.out / 'more.png'}\n"
+        f"Your own: copy {done.layout.manifest}, name your videos and labels in it, liteeval run it"
+    )
+    sys.exit(SOME_VIDEOS_FAILED if done.outcome.with_failures else 0)
+
+
+def _log(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _report(done: Done, *, final: bool = True) -> None:
+    """Print the table, what the figures rest on, and the files."""
+    if done.outcome.ran == 0:
+        click.echo(f"everything is done: {done.jobs} jobs of {done.layout.out}", err=True)
+    click.echo(f"\n{done.table}")
+    for note in done.notes:
+        click.echo(note)
+    click.echo()
+    for what, path in done.files:
+        click.echo(f"{what:10} {path}")
+    if final and done.outcome.with_failures:
+        sys.exit(SOME_VIDEOS_FAILED)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--videos", default=60, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", nargs=2, default=(8.0, 12.0), show_default=True,
+              type=click.FloatRange(0.1, 600.0), help="Shortest and longest clip.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def clips(folder: Path, videos: int, seconds: tuple[float, float], seed: int) -> None:
+    """Render labelled clips into FOLDER, with labels.csv: the data of the demo.
+
+    \b
+    Example:
+      liteeval clips clips/ --videos 60 --seed 0
+    """
+    from tqdm import tqdm
+
+    from pipelines.clips import render_clips
+
+    if seconds[0] > seconds[1]:
+        raise click.BadParameter(
+            "the shortest clip is longer than the longest", param_hint="--seconds"
+        )
+    rendered = render_clips(folder, videos, seconds=seconds, seed=seed)
+    try:
+        for _ in tqdm(rendered, total=videos, desc="render", unit="clip", file=sys.stderr):
+            pass
+    except OSError as error:
+        raise click.ClickException(f"{folder}: cannot be written ({error.strerror})") from error
+    click.echo(f"{videos} clips and labels.csv in {folder}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--videos", required=True, type=click.Path(path_type=Path),
+              help="Folder of the source files.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The picture, .png.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--count", default=6, show_default=True, type=click.IntRange(1, 100),
+              help="Videos to show.")  # fmt: skip
+def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> None:
+    """Picture what the gate of RUN did: frames that were read finely have a green border.
+
+    \b
+    Example:
+      liteeval filmstrip runs/demo/runs/liteeval --videos runs/demo/clips --out strips.png
+    """
+    from extract.decode import DecodeError
+    from extract.store import StoreError
+    from extract.videos import VideoListError
+    from liteeval_train.run import RunError
+    from pipelines.report import ReportError, write_filmstrips
+
+    try:
+        shown = write_filmstrips(run, out, videos=videos, split=split, count=count)
+    except (ReportError, RunError, StoreError, DecodeError, VideoListError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}: {len(shown)} videos")

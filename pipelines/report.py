@@ -1,0 +1,131 @@
+"""Filmstrips of what a run's gate did: the frames read finely have a green border."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from extract import decode
+from extract.store import FeatureStore
+from extract.videos import find_videos
+from liteeval_train.figures import Filmstrip, draw_filmstrips
+from liteeval_train.run import RunFolder
+
+THUMBNAIL_PX = (320, 240)  # width, height
+MAX_FRAMES = 36  # of a video in the picture
+
+
+class ReportError(Exception):
+    """A picture cannot be made; the message says what is missing and which command makes it."""
+
+
+def write_filmstrips(
+    run: Path, picture: Path, *, videos: Path, split: str = "val", count: int = 6
+) -> list[str]:
+    """Picture `count` evaluated videos of a run.
+
+    Args:
+        run: folder of a run that `liteeval-train evaluate` has seen.
+        videos: folder in which the source files lie.
+
+    Returns: the ids of the videos shown.
+    Raises: ReportError if the evaluation or a source file is missing, or the picture cannot be
+        written; RunError, StoreError, DecodeError as the parts raise them.
+    """
+    folder = RunFolder(run)
+    results = read_results(folder.evaluation_videos(split))
+    chosen = choose_results(results, count)
+    store = FeatureStore(folder.read_info().fine.path)
+    paths = {video.id: video.path for video in find_videos([videos])}
+    missing = [result["video_id"] for result in chosen if result["video_id"] not in paths]
+    if missing:
+        raise ReportError(f"{videos}: has no video {missing[0]!r}, which {run} was evaluated on")
+    strips = [make_filmstrip(result, paths[result["video_id"]], store) for result in chosen]
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_filmstrips(strips, picture)
+    except OSError as error:
+        raise ReportError(f"{picture}: cannot be written ({error.strerror})") from error
+    return [result["video_id"] for result in chosen]
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The lines of evaluate_SPLIT_videos.jsonl.
+
+    Raises: ReportError if there is no such file, or nothing in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ReportError(
+            f"{path}: cannot be read ({error.strerror}); make it with "
+            f"liteeval-train evaluate {path.parent}"
+        ) from error
+    if not lines:
+        raise ReportError(f"{path}: no video was evaluated")
+    return [json.loads(line) for line in lines]
+
+
+def choose_results(results: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Videos of as many classes as possible; in turn those with most and with fewest fine frames.
+
+    The choice depends on the results alone, not on their order.
+    """
+    classes: dict[str, list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=lambda r: (r["fine_frames"], r["video_id"])):
+        classes.setdefault("|".join(result["labels"]), []).append(result)
+    orders = [
+        members[::-1] if number % 2 == 0 else members
+        for number, (_, members) in enumerate(sorted(classes.items()))
+    ]
+    in_turn = [result for turn in zip_longest(*orders) for result in turn if result is not None]
+    return in_turn[:count]
+
+
+def make_filmstrip(result: Mapping[str, Any], path: Path, store: FeatureStore) -> Filmstrip:
+    """The frames that the run saw of one video, evenly thinned to MAX_FRAMES."""
+    seen = len(result["rows"])
+    shown = np.unique(np.linspace(0, seen - 1, min(seen, MAX_FRAMES)).round().astype(int))
+    rows = np.array(result["rows"])[shown]
+    frame_index = store[result["video_id"]].frame_index[rows]
+    verdict = "right" if result["correct"] else f"taken for {result['predicted']}"
+    title = f"{result['video_id']} ({' | '.join(result['labels'])}, {verdict})"
+    if len(shown) < seen:
+        title += f", {len(shown)} of {seen} frames"
+    return Filmstrip(
+        title=title,
+        frames_THWC=read_thumbnails(path, frame_index),
+        used_T=np.array(result["used"], bool)[shown],
+        pts_seconds_T=np.array(result["pts_seconds"])[shown],
+    )
+
+
+def read_thumbnails(path: Path, frame_index: np.ndarray) -> np.ndarray:
+    """The frames of a video with these indices, small: one full picture in memory at a time.
+
+    Args:
+        frame_index: (T,) int64, ascending; an index may stand several times.
+
+    Returns: (T, H, W, 3) uint8, each frame fitted into THUMBNAIL_PX on white.
+    """
+    wanted, inverse = np.unique(frame_index, return_inverse=True)
+    try:
+        frames = [_thumbnail(f) for f in decode.iter_frames(decode.probe(path), wanted)]
+    except decode.PacketsMislead:
+        video = decode.probe_by_decoding(path)
+        frames = [_thumbnail(f) for f in decode.iter_frames(video, wanted)]
+    return np.stack(frames)[inverse]
+
+
+def _thumbnail(frame_HWC: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(frame_HWC)
+    image.thumbnail(THUMBNAIL_PX)
+    canvas = Image.new("RGB", THUMBNAIL_PX, "white")
+    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
+    return np.asarray(canvas)
