@@ -7,8 +7,10 @@ published network, classifier included, as in the papers.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from extract import flops
 from extract.preprocess import Preprocessing
+from extract.sampling import SNIPPET_FRAMES
 from extract.store import StoreIdentity
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,35 +47,121 @@ class Architecture:
     build: Callable[[], nn.Module]
     build_published: Callable[[], nn.Module]
     published: str  # the name of the published weights
-    classifier: str  # the submodule that turns features into class scores
+    classifier: tuple[str, ...]  # the submodules that turn features into class scores
     preprocessing: Preprocessing
     default_size_px: int
-    feature_dim: int
-    paper_gflops: float | None
+    minimum_size_px: int = 32
+    paper_gflops: float | None = None
+    pathways: Callable[[Tensor], Any] = lambda pixels: pixels  # (N, 3, …) → the network's input
 
 
-def _torchvision(name: str, **facts: Any) -> Architecture:
+def _torchvision(name: str, classifier: str, size_px: int, paper_gflops: float) -> Architecture:
     return Architecture(
         build=lambda: torchvision.models.get_model(name, weights=None),
         build_published=lambda: torchvision.models.get_model(name, weights="IMAGENET1K_V1"),
         published="torchvision IMAGENET1K_V1",
+        classifier=(classifier,),
         preprocessing=IMAGENET_256_224,
-        **facts,
+        default_size_px=size_px,
+        paper_gflops=paper_gflops,
     )
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "mobilenet_v2": _torchvision(
-        "mobilenet_v2",
-        classifier="classifier",
-        default_size_px=112,
-        feature_dim=1280,
-        paper_gflops=0.08,
-    ),
-    "resnet101": _torchvision(
-        "resnet101", classifier="fc", default_size_px=224, feature_dim=2048, paper_gflops=7.82
+def _timm(name: str, paper_gflops: float | None = None) -> Architecture:
+    """A model of timm with the preprocessing of its pretrained configuration.
+
+    Raises: BackboneError if timm has no such model or its preprocessing is not a centre crop.
+    """
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5])
+        raise BackboneError(f"timm has no model {name!r}; near: {near or 'none'}")
+    found = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    if found is None:
+        raise BackboneError(f"timm has no pretrained configuration {name!r}")
+    config = found.to_dict()
+    _, height, width = config["input_size"]
+    if height != width or config.get("crop_mode", "center") != "center":
+        raise BackboneError(f"timm:{name}: only square centre crops are supported")
+    classifier = config["classifier"]
+    return Architecture(
+        build=lambda: timm.create_model(name, pretrained=False),
+        build_published=lambda: timm.create_model(name, pretrained=True),
+        published=f"timm {name}",
+        classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+        preprocessing=Preprocessing(
+            resize_px=int(height / config["crop_pct"]),
+            crop_px=height,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+        ),
+        default_size_px=height,
+        paper_gflops=paper_gflops,
+    )
+
+
+SLOWFAST_WEIGHTS = (
+    "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth"
+)
+
+
+def _build_slowfast() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an import that this torchvision has outgrown
+        from pytorchvideo.models.slowfast import create_slowfast
+    network: nn.Module = create_slowfast(slowfast_fusion_conv_kernel_size=(7, 1, 1))
+    return network
+
+
+def _build_published_slowfast() -> nn.Module:
+    network = _build_slowfast()
+    state = torch.hub.load_state_dict_from_url(
+        SLOWFAST_WEIGHTS, map_location="cpu", weights_only=True
+    )
+    network.load_state_dict(state["model_state"])
+    return network
+
+
+def _slow_and_fast(clip: Tensor) -> list[Tensor]:
+    """(N, 3, 32, S, S) → the slow path's 8 frames, as pytorchvideo picks them, and all 32."""
+    picks = torch.linspace(0, clip.shape[2] - 1, 8, device=clip.device).long()
+    return [clip.index_select(2, picks), clip]
+
+
+ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
+    "mobilenet_v2": lambda: _torchvision("mobilenet_v2", "classifier", 112, 0.08),
+    "resnet101": lambda: _torchvision("resnet101", "fc", 224, 7.82),
+    "dpn107": lambda: _timm("dpn107.mx_in1k", 18.34),
+    "slowfast_r50": lambda: Architecture(
+        build=_build_slowfast,
+        build_published=_build_published_slowfast,
+        published="pytorchvideo SLOWFAST_8x8_R50",
+        classifier=("blocks.6.proj",),
+        preprocessing=Preprocessing(
+            256, 256, (0.45,) * 3, (0.225,) * 3, antialias=False, frames=SNIPPET_FRAMES
+        ),
+        default_size_px=224,
+        minimum_size_px=224,  # its pooling window is 7 × 7 at stride 32
+        paper_gflops=65.71,
+        pathways=_slow_and_fast,
     ),
 }
+
+
+@functools.cache
+def architecture_of(name: str) -> Architecture:
+    """The architecture of a name of the table, or of timm:NAME.
+
+    Raises: BackboneError naming the known backbones.
+    """
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"))
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise BackboneError(f"unknown backbone {name!r}; known: {known} and timm:NAME")
+    return ARCHITECTURES[name]()
 
 
 @dataclass(frozen=True)
@@ -88,7 +177,7 @@ class BackboneSpec:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return ARCHITECTURES[self.name].preprocessing.at_size(self.size_px)
+        return architecture_of(self.name).preprocessing.at_size(self.size_px)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.size_px}"
@@ -100,12 +189,12 @@ def parse_backbone(text: str) -> BackboneSpec:
     Raises: BackboneError naming the known backbones.
     """
     name, at, size = text.partition("@")
-    if name not in ARCHITECTURES:
-        raise BackboneError(f"unknown backbone {name!r}; known: {', '.join(ARCHITECTURES)}")
+    architecture = architecture_of(name)
     if not at:
-        return BackboneSpec(name, ARCHITECTURES[name].default_size_px)
-    if not size.isdecimal() or not 32 <= int(size) <= 1024:
-        raise BackboneError(f"{text!r}: the size must be a number of pixels from 32 to 1024")
+        return BackboneSpec(name, architecture.default_size_px)
+    least = architecture.minimum_size_px
+    if not size.isdecimal() or not least <= int(size) <= 1024:
+        raise BackboneError(f"{text!r}: the size must be a number of pixels from {least} to 1024")
     return BackboneSpec(name, int(size))
 
 
@@ -129,18 +218,20 @@ def parse_weights(options: Sequence[str], specs: Sequence[BackboneSpec]) -> dict
 class FeatureExtractor(nn.Module):
     """uint8 pixels in, penultimate features out; normalisation runs on the device."""
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: nn.Module, spec: BackboneSpec) -> None:
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
         self.network = network
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self._pathways = architecture_of(spec.name).pathways
+        shape = (1, 3, *[1] * (len(spec.preprocessing.row_shape) - 1))
+        self.register_buffer("mean", torch.tensor(spec.preprocessing.mean).view(shape))
+        self.register_buffer("std", torch.tensor(spec.preprocessing.std).view(shape))
 
-    def forward(self, pixels_NHWC: Tensor) -> Tensor:
-        """(N, S, S, 3) uint8 → (N, D)."""
-        pixels = pixels_NHWC.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        features: Tensor = self.network((pixels - self.mean) / self.std)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, S, S, 3) or (N, 32, S, S, 3) uint8 → (N, D)."""
+        scaled = pixels.movedim(-1, 1).to(self.mean.dtype) / 255
+        features: Tensor = self.network(self._pathways((scaled - self.mean) / self.std))
         return features
 
 
@@ -152,12 +243,9 @@ class Backbone:
     extractor: FeatureExtractor
     weights: str
     weights_sha256: str
+    feature_dim: int
     gflops_per_frame: float
     parameters: int
-
-    @property
-    def feature_dim(self) -> int:
-        return ARCHITECTURES[self.spec.name].feature_dim
 
     def identity(self, *, sample_fps: float, precision: str) -> StoreIdentity:
         return StoreIdentity(
@@ -183,39 +271,33 @@ def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
 
     Raises: BackboneError if the weights cannot be read, do not fit, or cannot be downloaded.
     """
-    architecture = ARCHITECTURES[spec.name]
+    architecture = architecture_of(spec.name)
     if weights == "published":
         network, origin = _published(spec, architecture), architecture.published
         sha256 = _hash_state(network)
     elif weights == "random":
         network, origin = _seeded(architecture), f"random:{RANDOM_SEED}"
         sha256 = _hash_state(network)
-        _calibrate_normalisation(network, spec.size_px)
+        _calibrate_normalisation(network, spec)
     else:
         path = Path(weights)
         network, origin, sha256 = architecture.build(), path.name, _hash_file(path)
         _load_weights(network, architecture, path)
-    gflops = _network_gflops(network, spec)
-    parameters = flops.count_parameters(network)
-    network.set_submodule(architecture.classifier, nn.Identity())
-    extractor = FeatureExtractor(network, spec.preprocessing).eval()
-    extractor.requires_grad_(False)
-    return Backbone(spec, extractor, origin, sha256, gflops, parameters)
+    size = _measure_and_strip(network, spec)
+    extractor = FeatureExtractor(network, spec).eval().requires_grad_(False)
+    return Backbone(spec, extractor, origin, sha256, **size)
 
 
 def describe_backbones() -> list[dict[str, Any]]:
     """The table of backbones at their default sizes, counted from the modules."""
     rows = []
-    for name, architecture in ARCHITECTURES.items():
+    for name in ARCHITECTURES:
+        architecture = architecture_of(name)
         spec = BackboneSpec(name, architecture.default_size_px)
-        with torch.device("meta"):
-            network = architecture.build()
         rows.append(
             {
                 "backbone": str(spec),
-                "feature_dim": architecture.feature_dim,
-                "parameters": flops.count_parameters(network),
-                "gflops_per_frame": _network_gflops(network, spec),
+                **_measure_and_strip(architecture.build(), spec),
                 "paper_gflops": architecture.paper_gflops,
                 "weights": architecture.published,
                 "preprocessing": spec.preprocessing.to_dict(),
@@ -225,8 +307,18 @@ def describe_backbones() -> list[dict[str, Any]]:
     return rows
 
 
-def _network_gflops(network: nn.Module, spec: BackboneSpec) -> float:
-    return flops.count_gflops(network, torch.empty(1, 3, spec.size_px, spec.size_px))
+def _measure_and_strip(network: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
+    """GFLOPs and parameters of a whole network; then the row size left without classifier."""
+    extractor = FeatureExtractor(network, spec)
+    pixels = torch.empty(1, *spec.preprocessing.row_shape, dtype=torch.uint8)
+    gflops, parameters = flops.count_gflops(extractor, pixels), flops.count_parameters(network)
+    for name in architecture_of(spec.name).classifier:
+        network.set_submodule(name, nn.Identity())
+    return {
+        "feature_dim": flops.output_shape(extractor, pixels)[1],
+        "parameters": parameters,
+        "gflops_per_frame": gflops,
+    }
 
 
 def _published(spec: BackboneSpec, architecture: Architecture) -> nn.Module:
@@ -246,21 +338,25 @@ def _seeded(architecture: Architecture) -> nn.Module:
         return architecture.build()
 
 
-def _calibrate_normalisation(network: nn.Module, size_px: int) -> None:
+def _calibrate_normalisation(network: nn.Module, spec: BackboneSpec) -> None:
     """Give random weights normalisation statistics, from smooth seeded noise.
 
     A fresh network's statistics are 0 and 1: deep in it activations vanish or overflow float16.
     """
     generator = torch.Generator().manual_seed(RANDOM_SEED)
-    noise = torch.randn(16, 3, 8, 8, generator=generator)
-    images = nn.functional.interpolate(noise, size=(size_px, size_px), mode="bicubic")
+    preprocessing = spec.preprocessing
+    noise = torch.randn(8, 3, 8, 8, generator=generator)
+    size = (preprocessing.crop_px, preprocessing.crop_px)
+    images = nn.functional.interpolate(noise, size=size, mode="bicubic")
+    if preprocessing.frames > 1:
+        images = images[:1, :, None].repeat_interleave(preprocessing.frames, dim=2)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     network.eval()
     for norm in norms:
         norm.momentum = None  # a plain average instead of a moving one
         norm.train()
     with torch.no_grad():
-        network(images)
+        network(architecture_of(spec.name).pathways(images))
     network.eval()
 
 
@@ -271,18 +367,18 @@ def _load_weights(network: nn.Module, architecture: Architecture, path: Path) ->
     """
     state = _unwrap(_read_state(path))
     own = network.state_dict()
-    prefix = architecture.classifier + "."
+    prefixes = tuple(name + "." for name in architecture.classifier)
     state = {
         key: value
         for key, value in state.items()
-        if not (key.startswith(prefix) and (key not in own or own[key].shape != value.shape))
+        if not (key.startswith(prefixes) and (key not in own or own[key].shape != value.shape))
     }
     wrong = [
         f"{key} {tuple(value.shape)}"
         for key, value in state.items()
         if key not in own or own[key].shape != value.shape
     ]
-    missing = [key for key in own if key not in state and not key.startswith(prefix)]
+    missing = [key for key in own if key not in state and not key.startswith(prefixes)]
     if wrong or missing:
         raise BackboneError(
             f"{path}: not weights of this backbone: {len(missing)} keys missing "
@@ -337,5 +433,5 @@ def _hash_state(network: nn.Module) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "av", "pillow")
+    packages = ("torch", "torchvision", "timm", "pytorchvideo", "av", "pillow")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}

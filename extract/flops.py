@@ -17,23 +17,31 @@ from torch.utils.flop_counter import FlopCounterMode
 CONVENTION = "1 multiply-add = 1 FLOP; convolutions and matrix products"
 
 
-def count_gflops(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> float:
-    """Billions of multiply-adds of one forward pass.
+def count_gflops(module: nn.Module, *inputs: Tensor) -> float:
+    """Billions of multiply-adds of one forward pass; only the shapes of the inputs matter."""
+    with FlopCounterMode(display=False) as counter:
+        _run_on_meta(module, inputs)
+    return counter.get_total_flops() / 2 / 1e9
 
-    Runs on the meta device: only the shapes of the inputs matter and nothing is computed.
-    """
+
+def output_shape(module: nn.Module, *inputs: Tensor) -> torch.Size:
+    """The shape of what a module returns, without computing it."""
+    return _run_on_meta(module, inputs).shape
+
+
+def _run_on_meta(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """A forward pass in evaluation mode on the meta device: shapes, no values."""
     meta_state = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
-    meta_inputs = tuple(
-        x.to("meta") if isinstance(x, Tensor) else [y.to("meta") for y in x] for x in inputs
-    )
     training = module.training
     module.eval()
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            functional_call(module, meta_state, meta_inputs)
+        with torch.no_grad():
+            result: Tensor = functional_call(
+                module, meta_state, tuple(x.to("meta") for x in inputs)
+            )
     finally:
         module.train(training)
-    return counter.get_total_flops() / 2 / 1e9
+    return result
 
 
 def count_parameters(module: nn.Module) -> int:

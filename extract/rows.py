@@ -8,7 +8,7 @@ import numpy as np
 
 from extract import decode
 from extract.preprocess import Preprocessing
-from extract.sampling import row_frames
+from extract.sampling import SNIPPET_FRAMES, Timeline, row_frames, snippet_frames
 
 
 def iter_rows(
@@ -16,13 +16,42 @@ def iter_rows(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each row of a probed video as the preprocessed pixels of every input.
 
-    Yields: input name → (S, S, 3) uint8, for k = 0, 1, …
+    Every wanted frame is decoded and preprocessed once; frames are held only as long as a later
+    row needs them.
+
+    Yields: input name → row_shape uint8, for k = 0, 1, …
     Raises: decode.PacketsMislead if the packets told a wrong timeline.
     """
-    rows = row_frames(video.timeline, fps)
-    wanted = np.unique(rows)
-    repeats = np.diff(np.searchsorted(rows, np.append(wanted, wanted[-1] + 1)))
-    for frame, times in zip(decode.iter_frames(video, wanted), repeats, strict=True):
-        row = {name: p.resize_and_crop(frame) for name, p in inputs.items()}
-        for _ in range(times):
-            yield row
+    needs = {name: _needed_frames(video.timeline, fps, p.frames) for name, p in inputs.items()}
+    users = {name: set(needed.ravel().tolist()) for name, needed in needs.items()}
+    complete = np.max([needed[:, -1] for needed in needs.values()], axis=0)
+    wanted = np.unique(np.concatenate([needed.ravel() for needed in needs.values()]))
+    held: dict[str, dict[int, np.ndarray]] = {name: {} for name in inputs}
+    row = 0
+    for index, frame in zip(wanted.tolist(), decode.iter_frames(video, wanted), strict=True):
+        for name, preprocessing in inputs.items():
+            if index in users[name]:
+                held[name][index] = preprocessing.resize_and_crop(frame)
+        while row < len(complete) and complete[row] <= index:
+            yield {name: _assemble(held[name], needs[name][row]) for name in inputs}
+            row += 1
+            if row < len(complete):
+                for name, needed in needs.items():
+                    _forget(held[name], before=int(needed[row, 0]))
+
+
+def _needed_frames(timeline: Timeline, fps: float, frames: int) -> np.ndarray:
+    """(T, n) int64: the frames that make the input of each row, ascending."""
+    if frames == SNIPPET_FRAMES:
+        return snippet_frames(timeline, fps)
+    return row_frames(timeline, fps)[:, None]
+
+
+def _assemble(held: Mapping[int, np.ndarray], needed: np.ndarray) -> np.ndarray:
+    pictures = [held[index] for index in needed.tolist()]
+    return pictures[0] if len(pictures) == 1 else np.stack(pictures)
+
+
+def _forget(held: dict[int, np.ndarray], *, before: int) -> None:
+    for index in [index for index in held if index < before]:
+        del held[index]
