@@ -56,10 +56,16 @@ def _resolve_weights(value: object, info: ValidationInfo) -> object:
     return value if value in ("published", "random") else _resolve_path(value, info)
 
 
+def _require_scalar(value: object) -> object:
+    if not isinstance(value, (str, int, float, bool)):
+        raise ValueError(f"expected a text, a number, true or false, found {value!r}")
+    return value
+
+
 ManifestPath = Annotated[Path, BeforeValidator(_resolve_path)]
 Weights = Annotated[Literal["published", "random"] | Path, BeforeValidator(_resolve_weights)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Option = str | int | float | bool | None
+Option = Annotated[str | int | float | bool, BeforeValidator(_require_scalar)]
 
 
 class Section(BaseModel):
@@ -201,7 +207,7 @@ class Manifest(Section):
     def to_yaml(self) -> str:
         """The manifest as it was understood; it loads again from any folder."""
         content = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(content, sort_keys=False)
 
 
 def load_manifest(path: Path, *, settings: Mapping[str, str] | None = None) -> Manifest:

@@ -1,0 +1,88 @@
+"""The commands of liteeval: help, bad input and exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipelines.cli import main
+
+CONTENT = """\
+name: mine
+variables: {videos: videos}
+data: {videos: "${videos}", labels: labels.csv}
+backbones: {coarse: {name: mobilenet_v2, size: 112}, fine: {name: resnet101, size: 224}}
+runs: [{method: lstm}]
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "labels.csv").write_text("video_id,label,split\n")
+    (tmp_path / "mine.yaml").write_text(CONTENT)
+    return tmp_path / "mine.yaml"
+
+
+def liteeval(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.mark.parametrize("command", [None, *main.commands])
+def test_every_command_has_help_with_an_example(command: str | None) -> None:
+    result = liteeval(*([command] if command else []), "--help")
+    assert result.exit_code == 0
+    assert "Example:\n  " in result.stdout
+    assert "liteeval " in result.stdout.split("Example:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--set", "videos"], 2, "'videos': expected NAME=VALUE"),
+        (["--set", "video=x"], 2, "unknown variable 'video'; did you mean 'videos'?"),
+        (["--set", "videos=gone"], 2, "data.videos: {cwd}/gone is not there"),
+        (["--workers", "-1"], 2, "--workers"),
+        ([], 1, "{folder}/videos: no video in this folder or below it"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(
+    manifest: Path, arguments: list[str], code: int, words: str
+) -> None:
+    result = liteeval("run", manifest, "--out", manifest.parent / "out", *arguments)
+    expected = words.format(cwd=Path.cwd(), folder=manifest.parent)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (manifest.parent / "out").exists()
+
+
+def test_a_manifest_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    result = liteeval("run", tmp_path / "gone.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: {tmp_path}/gone.yaml: cannot be read (No such file or directory)\n"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(manifest: Path) -> None:
+    (manifest.parent / "videos" / "a.mp4").write_bytes(b"not decoded in this test")
+    result = liteeval("run", manifest, "--out", manifest / "out")
+    assert result.exit_code == 1
+    assert "not writable (Not a directory); choose another --out" in result.stderr
+
+
+def test_a_filmstrip_of_no_run_says_what_to_do(tmp_path: Path) -> None:
+    result = liteeval("filmstrip", tmp_path, "--videos", tmp_path, "--out", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert f"make it with liteeval-train evaluate {tmp_path}" in result.stderr
+
+
+def test_clips_refuse_lengths_out_of_order(tmp_path: Path) -> None:
+    result = liteeval("clips", tmp_path / "clips", "--seconds", "3", "2")
+    assert result.exit_code == 2
+    assert "the shortest clip is longer than the longest" in result.stderr

@@ -1,0 +1,202 @@
+"""The local engine with real processes: done, failed, interrupted, killed, locked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import jobs as jobs_module
+from pipelines.engines.local import lock, run_jobs
+from pipelines.jobs import Job, JobError, Layout, Stamp
+
+TOOL = """\
+import signal, sys, time
+from pathlib import Path
+
+action, path = sys.argv[1], Path(sys.argv[2])
+with path.open("a") as file:
+    print(action, file=file)
+print("printed by", action)
+if action == "sleep":
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        with path.open("a") as file:
+            print("saved", file=file)
+        sys.exit(130)
+sys.exit({"fail": 1, "misuse": 2, "some": 3}.get(action, 0))
+"""
+RUNNER = """\
+import sys
+from pathlib import Path
+from pipelines.engines.local import lock, run_jobs
+from pipelines.jobs import COMMANDS, Job, Layout
+
+COMMANDS["tool"] = "tool"
+layout = Layout(Path(sys.argv[1]))
+job = Job("sleep", ("tool", "sleep", str(layout.out / "diary")))
+with lock(layout.out) as lock_file:
+    try:
+        run_jobs([job], layout, lock_file=lock_file, log=print)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """An output folder, and a package `tool` whose commands the jobs run."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "tool.py").write_text(TOOL)
+    root = str(Path(__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "path"), root]))
+    monkeypatch.setitem(jobs_module.COMMANDS, "tool", "tool")
+    return Layout(tmp_path / "out")
+
+
+def tool(layout: Layout, action: str, *, after: tuple[str, ...] = ()) -> Job:
+    return Job(action, ("tool", action, str(layout.out / "diary")), depends_on=after)
+
+
+def run(layout: Layout, *jobs: Job) -> tuple[int, tuple[str, ...]]:
+    with lock(layout.out) as lock_file:
+        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=lambda line: None)
+    return outcome.ran, outcome.with_failures
+
+
+def diary(layout: Layout) -> list[str]:
+    path = layout.out / "diary"
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture
+def sleeper(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in another process whose job is in the middle of its work."""
+    runner = layout.out.parent / "path" / "runner.py"
+    runner.write_text(RUNNER)
+    process = subprocess.Popen([sys.executable, str(runner), str(layout.out)])
+    wait_until(lambda: diary(layout) == ["sleep"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_until(condition: object, *, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_jobs_run_once_and_only_what_is_stale_runs_again(layout: Layout) -> None:
+    first, second = tool(layout, "first"), tool(layout, "second", after=("first",))
+    assert run(layout, first, second) == (2, ())
+    assert run(layout, first, second) == (0, ())
+    layout.stamp("second").unlink()
+    assert run(layout, first, second) == (1, ())
+    assert diary(layout) == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize(("action", "code"), [("fail", 1), ("misuse", 2)])
+def test_a_failed_job_stops_the_run_and_is_tried_again(
+    layout: Layout, action: str, code: int
+) -> None:
+    for _ in range(2):
+        with pytest.raises(JobError, match=rf"^{action} failed \(exit code {code}\)"):
+            run(layout, tool(layout, action), tool(layout, "next"))
+    assert diary(layout) == [action, action]
+
+
+def test_a_job_some_of_whose_videos_failed_is_done_and_stays_known_as_such(
+    layout: Layout,
+) -> None:
+    jobs = tool(layout, "some"), tool(layout, "next", after=("some",))
+    assert run(layout, *jobs) == (2, ("some",))
+    assert run(layout, *jobs) == (0, ("some",))
+
+
+def test_a_job_without_its_output_is_a_failure(layout: Layout) -> None:
+    job = Job("first", ("tool", "first", str(layout.out / "diary")), outputs=(layout.out / "x",))
+    with pytest.raises(JobError, match=r"ended well, but .*/x is not there"):
+        run(layout, job)
+
+
+def test_what_a_job_prints_is_kept_only_if_it_ends_well(layout: Layout) -> None:
+    table = layout.out / "table.txt"
+    for action in ("good", "fail"):
+        job = Job(action, ("tool", action, str(layout.out / "diary")), stdout=table)
+        if action == "good":
+            run(layout, job)
+        else:
+            with pytest.raises(JobError):
+                run(layout, job)
+    assert table.read_text() == "printed by good\n"
+
+
+def test_an_interrupt_reaches_the_job_once_and_is_waited_for(
+    layout: Layout, sleeper: subprocess.Popen[bytes]
+) -> None:
+    sleeper.send_signal(signal.SIGINT)
+    assert sleeper.wait(timeout=20) == 130
+    assert diary(layout) == ["sleep", "saved"]
+    stamp = Stamp.read(layout.stamp("sleep"))
+    assert stamp is not None
+    assert stamp.exit_code is None
+
+
+def test_a_folder_in_use_is_refused_until_its_run_has_ended(
+    layout: Layout, sleeper: subprocess.Popen[bytes]
+) -> None:
+    with pytest.raises(JobError, match=rf"in use by another run \(process {sleeper.pid}\)"):
+        run(layout, tool(layout, "next"))
+    sleeper.send_signal(signal.SIGINT)
+    sleeper.wait(timeout=20)
+    assert run(layout, tool(layout, "next")) == (1, ())
+
+
+def test_a_killed_run_holds_its_folder_as_long_as_its_job_lives_and_no_longer(
+    layout: Layout, sleeper: subprocess.Popen[bytes]
+) -> None:
+    sleeper.kill()
+    sleeper.wait()
+    with pytest.raises(JobError, match="in use"):
+        run(layout, tool(layout, "next"))
+    (job,) = [pid for pid in _processes() if str(layout.out / "diary") in _command(pid)]
+    os.kill(job, signal.SIGKILL)
+    wait_until(lambda: _is_free(layout))
+    assert run(layout, tool(layout, "next")) == (1, ())
+
+
+def _is_free(layout: Layout) -> bool:
+    try:
+        with lock(layout.out):
+            return True
+    except JobError:
+        return False
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(JobError, match=r"not writable .*; choose another --out"),
+        lock(tmp_path / "file" / "out"),
+    ):
+        pass

@@ -1,0 +1,182 @@
+"""The jobs of a manifest: their command lines, their order, and what makes them stale."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+import extract.cli
+import liteeval_train.cli
+import pipelines.cli
+from pipelines.jobs import Job, Layout, Stamp, digest, is_done, plan_jobs, set_aside
+from pipelines.manifest import Manifest, load_manifest
+
+CONTENT = """\
+name: mine
+variables: {epochs: 2, video: 0, videos: videos}
+data: {videos: "${videos}", labels: labels.csv}
+backbones:
+  coarse: {name: mobilenet_v2, size: 112, weights: random}
+  fine: {name: mobilenet_v2, size: 224, weights: weights.pth}
+runs:
+  - {method: lstm}
+  - {method: liteeval, preset: small, seed: 4, set: {epochs: "${epochs}", l2_normalise: true}}
+report: {filmstrip: liteeval}
+"""
+TOOLS = {
+    "extract": extract.cli.main,
+    "liteeval_train": liteeval_train.cli.main,
+    "pipelines": pipelines.cli.main,
+}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Manifest]:
+    (tmp_path / "mine.yaml").write_text(CONTENT)
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"first")
+    (tmp_path / "labels.csv").write_text("video_id,label,split\na,x,train\n")
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    return lambda **settings: load_manifest(tmp_path / "mine.yaml", settings=settings)
+
+
+def digests(jobs: list[Job]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for job in jobs:
+        found[job.name] = digest(job, found)
+    return found
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_jobs_come_after_what_they_depend_on(load: Callable[..., Manifest], tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for job in plan_jobs(load(), Layout(tmp_path / "out")):
+        assert seen.issuperset(job.depends_on)
+        seen.add(job.name)
+    assert seen == {
+        *("extract", "fit-lstm", "evaluate-lstm", "fit-liteeval", "evaluate-liteeval"),
+        *("compare", "filmstrip"),
+    }
+
+
+@pytest.mark.parametrize("name", ["smoke", "mine"])
+def test_every_job_is_a_command_line_that_its_tool_accepts(
+    load: Callable[..., Manifest], tmp_path: Path, name: str
+) -> None:
+    smoke = Path(__file__).parent.parent / "manifests" / "smoke.yaml"
+    manifest = load() if name == "mine" else load_manifest(smoke)
+    layout = Layout(tmp_path / "out")
+    for folder in ("mobilenet_v2_112", "mobilenet_v2_224", "mobilenet_v2_64"):
+        (layout.features / folder).mkdir(parents=True)
+    for run in manifest.runs:
+        layout.run(run.name).mkdir(parents=True)
+    layout.clips.mkdir()
+    (layout.clips / "labels.csv").touch()
+    for job in plan_jobs(manifest, layout, workers=2):
+        package, command, *arguments = (*job.argv, *job.where)
+        context = click.Context(TOOLS[package])
+        TOOLS[package].commands[command].make_context(command, arguments, parent=context)
+
+
+def test_a_run_is_handed_on_as_its_tool_writes_it(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    jobs = {job.name: job for job in plan_jobs(load(), Layout(Path("/out")))}
+    line = str(jobs["fit-liteeval"])
+    assert line.startswith("liteeval-train fit --coarse /out/features/mobilenet_v2_112 --fine ")
+    assert "--method liteeval --preset small --set=seed=4 --set=epochs=2" in line
+    assert "--set=l2_normalise=true" in line
+    weights = f"--weights=mobilenet_v2@112=random --weights=mobilenet_v2@224={tmp_path}/weights.pth"
+    assert weights in str(jobs["extract"])
+
+
+def test_where_a_job_runs_makes_nothing_stale(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "out")
+    one = digests(plan_jobs(load(), layout, device="cpu", workers=1))
+    assert digests(plan_jobs(load(), layout, device="cuda", workers=8)) == one
+
+
+def test_an_option_makes_its_run_and_what_follows_stale(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "out")
+    before = digests(plan_jobs(load(), layout))
+    after = digests(plan_jobs(load(epochs="3"), layout))
+    assert changed(before, after) == {"fit-liteeval", "evaluate-liteeval", "compare", "filmstrip"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("videos/a.mp4", b"another"),
+        ("videos/b/c.mp4", b"one more"),
+        ("labels.csv", b"video_id,label,split\na,y,train\n"),
+        ("weights.pth", b"others"),
+    ],
+)
+def test_a_changed_input_makes_everything_stale(
+    load: Callable[..., Manifest], tmp_path: Path, file: str, content: bytes
+) -> None:
+    jobs = plan_jobs(load(), Layout(tmp_path / "out"))
+    before = digests(jobs)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    assert changed(before, digests(jobs)) == set(before)
+
+
+def test_labels_written_again_with_the_same_content_make_nothing_stale(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    jobs = plan_jobs(load(), Layout(tmp_path / "out"))
+    before = digests(jobs)
+    text = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "labels.csv").write_text(text)
+    assert digests(jobs) == before
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Job, Layout, str]:
+    """A job that has ended well, with its output and its stamp."""
+    layout = Layout(tmp_path)
+    run = layout.run("a")
+    run.mkdir(parents=True)
+    (run / "model").write_text("trained")
+    job = Job("fit-a", ("extract",), outputs=(run / "model",), replaces=(run,))
+    wanted = digest(job, {})
+    Stamp(wanted, exit_code=0).write(layout.stamp("fit-a"))
+    return job, layout, wanted
+
+
+def test_a_job_is_done_only_with_its_stamp_and_its_outputs(
+    finished: tuple[Job, Layout, str],
+) -> None:
+    job, layout, wanted = finished
+    assert is_done(job, layout, wanted)
+    assert not is_done(job, layout, digest(dataclasses.replace(job, argv=("extract", "x")), {}))
+    Stamp(wanted, exit_code=None).write(layout.stamp("fit-a"))
+    assert not is_done(job, layout, wanted)
+    layout.stamp("fit-a").write_text('{"digest": ')
+    assert not is_done(job, layout, wanted)
+    Stamp(wanted, exit_code=0).write(layout.stamp("fit-a"))
+    job.outputs[0].unlink()
+    assert not is_done(job, layout, wanted)
+
+
+def test_a_changed_job_moves_its_old_work_aside_and_an_interrupted_one_keeps_it(
+    finished: tuple[Job, Layout, str],
+) -> None:
+    job, layout, wanted = finished
+    assert set_aside(job, layout, wanted) == []
+    (moved,) = set_aside(job, layout, "another digest")
+    assert (moved / "model").read_text() == "trained"
+    assert not layout.run("a").exists()

@@ -1,0 +1,173 @@
+"""The manifest: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.cli import DEMO_MANIFEST
+from pipelines.manifest import Manifest, ManifestError, load_manifest
+
+MANIFESTS = Path(__file__).parent.parent / "manifests"
+SHIPPED = {
+    DEMO_MANIFEST: {},
+    MANIFESTS / "smoke.yaml": {},
+    MANIFESTS / "ucf11.yaml": {"data": "ucf11", "weights": "mobilenet_v2.pth"},
+}
+CONTENT = """\
+name: mine
+variables: {data: videos, seed: 3}
+data: {videos: "${data}", labels: "${data}/labels.csv"}
+backbones:
+  coarse: {name: mobilenet_v2, size: 112}
+  fine: {name: resnet101, size: 224, weights: weights/resnet101.pth}
+runs:
+  - {method: lstm, seed: "${seed}"}
+  - {method: liteeval, preset: small, set: {epochs: 2}}
+report: {filmstrip: liteeval}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "experiments" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(CONTENT)
+    return path
+
+
+def refuse(path: Path, old: str, new: str, **settings: str) -> str:
+    """The error that the manifest gives after one change."""
+    assert old in CONTENT
+    path.write_text(CONTENT.replace(old, new, 1))
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path, settings=settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_manifests_load_and_open_with_their_command(path: Path) -> None:
+    manifest = load_manifest(path, settings=SHIPPED[path])
+    assert [run.method for run in manifest.runs][-1] == "liteeval"
+    assert path.read_text().startswith("# liteeval ")
+
+
+def test_paths_are_relative_to_the_manifest(manifest: Path) -> None:
+    loaded = load_manifest(manifest)
+    assert loaded.data.videos == manifest.parent / "videos"
+    assert loaded.backbones.fine.weights == manifest.parent / "weights/resnet101.pth"
+
+
+def test_paths_from_the_command_line_are_relative_to_the_current_directory(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load_manifest(manifest, settings={"data": "elsewhere/x"})
+    assert loaded.data.labels == tmp_path / "elsewhere/x/labels.csv"
+
+
+def test_variables_keep_their_type_and_the_command_line_wins(manifest: Path) -> None:
+    assert load_manifest(manifest).runs[0].seed == 3
+    assert load_manifest(manifest, settings={"seed": "7"}).runs[0].seed == 7
+
+
+def test_unknown_key_is_answered_with_the_nearest_name(manifest: Path) -> None:
+    message = refuse(manifest, "method: lstm", "metod: lstm")
+    assert message == f"{manifest}: runs.0: unknown key 'metod'; did you mean 'method'?"
+
+
+def test_unknown_variables_are_answered_with_the_nearest_name(manifest: Path) -> None:
+    assert "unknown variable 'dat'; did you mean 'data'?" in refuse(manifest, "${data}", "${dat}")
+    message = refuse(manifest, "mine", "mine", sed="1")
+    assert message == f"{manifest}: --set sed: unknown variable 'sed'; did you mean 'seed'?"
+
+
+def test_all_variables_without_a_value_are_named_at_once(manifest: Path) -> None:
+    message = refuse(manifest, "data: videos, seed: 3", "data: , seed: ")
+    assert message.endswith("give --set data=VALUE --set seed=VALUE")
+
+
+def test_a_syntax_error_names_its_line(manifest: Path) -> None:
+    assert refuse(manifest, "  coarse", "\tcoarse").startswith(f"{manifest}:5: ")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(manifest: Path) -> None:
+    message = refuse(manifest, "report: {", "name: other\nreport: {")
+    assert message == f"{manifest}:10: the key 'name' stands twice"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("fine: {name: resnet101, size: 224", "fine: {name: mobilenet_v2, size: 112", "two sizes"),
+        ("filmstrip: liteeval", "filmstrip: litevl", "did you mean 'liteeval'?"),
+        ("method: liteeval", "method: lstm", "two runs are called 'lstm'"),
+        (", labels: ", ", synthetic: {videos: 3}, labels: ", "either videos and labels, or"),
+        ('videos: "${data}", ', "", "either videos and labels, or"),
+        ("{epochs: 2}", "{epochs: [2]}", "runs.1.set.epochs: expected a text, a number"),
+        ("size: 112", "size: small", "backbones.coarse.size: Input should be a valid integer"),
+        ("name: mine", "name: ../mine", "name: String should match pattern"),
+        ("name: mine\n", "", "name: Field required"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(manifest: Path, old: str, new: str, words: str) -> None:
+    message = refuse(manifest, old, new)
+    assert words in message
+    assert message.count("\n") == 0
+
+
+def test_a_manifest_that_is_not_there_or_not_a_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"gone\.yaml: cannot be read \(No such file"):
+        load_manifest(tmp_path / "gone.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ManifestError, match="expected a mapping"):
+        load_manifest(tmp_path / "list.yaml")
+
+
+def test_missing_inputs_are_named_by_key(manifest: Path) -> None:
+    videos = manifest.parent / "videos"
+    videos.mkdir()
+    lines = load_manifest(manifest).missing_inputs()
+    assert lines == [
+        f"data.labels: {videos / 'labels.csv'} is not there",
+        f"backbones.fine.weights: {manifest.parent / 'weights/resnet101.pth'} is not there",
+    ]
+
+
+options = st.one_of(
+    st.text(max_size=8).filter(lambda text: "${" not in text),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.dictionaries(st.text(min_size=1, max_size=8), options, max_size=4))
+def test_the_resolved_manifest_loads_again_as_the_same(
+    tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.mktemp("manifest")
+    content = yaml.safe_load(CONTENT)
+    content["runs"][0]["set"] = overrides
+    (folder / "first.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    first = load_manifest(folder / "first.yaml")
+    (folder / "second").mkdir()
+    (folder / "second" / "again.yaml").write_text(first.to_yaml(), encoding="utf-8")
+    again: Manifest = load_manifest(folder / "second" / "again.yaml")
+    assert again == first
+
+
+def test_the_command_line_is_light() -> None:
+    script = (
+        "import sys, pipelines.cli\n"
+        "print(*{'torch', 'matplotlib', 'av', 'h5py', 'numpy'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "")
