@@ -403,21 +403,18 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
     """Frames in order of presentation, unwanted ones among them; None where the codec failed."""
     packets = video.packets
     assert packets is not None
-    plan = plan_packets(packets, video.pts[wanted])
+    plan, restarts = plan_packets(packets, video.pts[wanted])
     skips = video.codec in _SKIPS_NON_REFERENCE and packets.temporal_layers == 1
     with _open_video(video.path) as (container, stream):
         context = stream.codec_context
-        dirty = False  # packets were left out since the decoder was last fresh
         mode = DECODE
-        for action, packet in zip(plan, _demux(container, stream), strict=False):
+        for i, (action, packet) in enumerate(zip(plan, _demux(container, stream), strict=False)):
             if action == DROP:
-                dirty = True
                 continue
             try:
-                if dirty and packet.is_keyframe:
+                if i in restarts:
                     yield from context.decode(None)
                     context.flush_buffers()
-                dirty = False
                 if skips and action != mode:
                     context.skip_frame = "NONREF" if action == REFERENCE_ONLY else "DEFAULT"
                     mode = action
@@ -433,15 +430,19 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
 DROP, REFERENCE_ONLY, DECODE = range(3)
 
 
-def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> list[int]:
+def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], set[int]]:
     """What to do with each packet: DROP it, decode it if others refer to it, or DECODE it.
 
     A group runs from one clean key frame to the next. Behind its last wanted frame nothing is
     decoded, unless frames wanted in the next group are shown before that group's key frame:
     those refer back. If they are not wanted, they are dropped together with what they refer to.
+
+    Returns: the action for each packet, and the key frames before which the decoder must be
+        emptied and restarted, because packets of the group before them were dropped.
     """
     wanted = set(wanted_pts.tolist())
     plan = [DECODE if pts in wanted else REFERENCE_ONLY for pts in packets.pts]
+    restarts = set()
     starts = [i for i, clean in enumerate(packets.clean_key) if clean or i == 0]
     stops = [*starts[1:], len(plan)]
     keep_whole = False  # whether the group that follows refers back into this one
@@ -450,13 +451,14 @@ def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> list[int]:
         assert key_pts is not None
         leading = [i for i in range(start + 1, stop) if (packets.pts[i] or 0) < key_pts]
         last = max((i for i in range(start, stop) if plan[i] == DECODE), default=start - 1)
-        if not keep_whole:
+        if not keep_whole and last + 1 < stop:
             plan[last + 1 : stop] = [DROP] * (stop - last - 1)
+            restarts.add(stop)
         keep_whole = any(plan[i] == DECODE for i in leading)
         if not keep_whole and start:
             for i in leading:
                 plan[i] = DROP
-    return plan
+    return plan, restarts
 
 
 def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 BLOCK_PX = 16
 BITS = 10
@@ -113,17 +115,19 @@ class Clip:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with av.open(str(path), "w", format=MUXERS.get(self.suffix)) as container:
-                self.encode_into(container)
+                self.encode_into(container, self.add_stream(container))
         return path
 
-    def encode_into(
-        self, container: av.container.OutputContainer, *, numbers_from: int = 0
-    ) -> None:
+    def add_stream(self, container: OutputContainer) -> VideoStream:
         stream = container.add_stream(self.codec, rate=self.rate, options=dict(self.options))
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pix_fmt
-        time_base = self.time_base or 1 / self.rate
-        stream.codec_context.time_base = time_base
-        for frame in self.frames(time_base, numbers_from):
+        stream.codec_context.time_base = self.time_base or 1 / self.rate
+        return stream
+
+    def encode_into(
+        self, container: OutputContainer, stream: VideoStream, *, numbers_from: int = 0
+    ) -> None:
+        for frame in self.frames(self.time_base or 1 / self.rate, numbers_from):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

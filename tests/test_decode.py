@@ -34,7 +34,8 @@ H264 = {
 HEVC = {
     "closed": "keyint=24:min-keyint=24:open-gop=0:bframes=4",
     "open": "keyint=24:min-keyint=24:open-gop=1:bframes=4:scenecut=0",
-    "layers": "keyint=24:open-gop=0:bframes=4:temporal-layers=1",
+    "short-open": "keyint=2:min-keyint=2:open-gop=1:bframes=1:b-adapt=0:scenecut=0",
+    "layers": "keyint=24:open-gop=0:bframes=4:temporal-layers=3",
     "intra": "keyint=1",
 }
 OTHERS = {  # name: encoder, its options, containers
