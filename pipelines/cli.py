@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,18 +23,19 @@ class _ManifestFault(click.ClickException):
     exit_code = 2
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """The expected errors of this package: one line each; 2 for a manifest, 1 for a failure."""
-    try:
-        yield
-    except ManifestError as error:
-        raise _ManifestFault(str(error)) from error
-    except JobError as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(INTERRUPTED)
+class _Commands(click.Group):
+    """Commands whose expected errors are one line each; any other error keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ManifestError as error:
+            raise _ManifestFault(str(error)) from error
+        except JobError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again to go on", err=True)
+            sys.exit(INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -60,7 +60,7 @@ def _where_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="liteeval")
 def main() -> None:
     """Run whole experiments: videos in, trained models, a table and pictures out.
@@ -91,14 +91,14 @@ def run(manifest: Path, settings: dict[str, str], out: Path | None, **where: Any
       liteeval run manifests/ucf11.yaml --set data=ucf11 --set weights=mobilenet_v2.pth \\
           --out runs/ucf11
     """
-    with _user_errors():
-        done = run_experiment(manifest, settings=settings, out=out, log=_log, **where)
-    _report(done)
+    done = run_experiment(manifest, settings=settings, out=out, log=_log, **where)
+    _print_results(done)
+    _exit(done)
 
 
 @main.command()
 @click.option("--out", default="runs/demo", show_default=True, type=click.Path(path_type=Path))
-@click.option("--videos", default=60, show_default=True, type=click.IntRange(12),
+@click.option("--videos", default=60, show_default=True, type=click.IntRange(18),
               help="Clips to render.")  # fmt: skip
 @_where_options
 def demo(out: Path, videos: int, **where: Any) -> None:
@@ -111,23 +111,22 @@ def demo(out: Path, videos: int, **where: Any) -> None:
     Example:
       liteeval demo --out runs/demo --videos 60
     """
-    with _user_errors():
-        settings = {"videos": str(videos)}
-        done = run_experiment(DEMO_MANIFEST, settings=settings, out=out, log=_log, **where)
-    _report(done, final=False)
+    settings = {"videos": str(videos)}
+    done = run_experiment(DEMO_MANIFEST, settings=settings, out=out, log=_log, **where)
+    _print_results(done)
     click.echo(
         f"\nTry next: liteeval filmstrip {done.layout.run('liteeval')} "
         f"--videos {done.layout.clips} --count 12 --out {done.layout.out / 'more.png'}\n"
         f"Your own: copy {done.layout.manifest}, name your videos and labels in it, liteeval run it"
     )
-    sys.exit(SOME_VIDEOS_FAILED if done.outcome.with_failures else 0)
+    _exit(done)
 
 
 def _log(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _report(done: Done, *, final: bool = True) -> None:
+def _print_results(done: Done) -> None:
     """Print the table, what the figures rest on, and the files."""
     if done.outcome.ran == 0:
         click.echo(f"everything is done: {done.jobs} jobs of {done.layout.out}", err=True)
@@ -137,8 +136,10 @@ def _report(done: Done, *, final: bool = True) -> None:
     click.echo()
     for what, path in done.files:
         click.echo(f"{what:10} {path}")
-    if final and done.outcome.with_failures:
-        sys.exit(SOME_VIDEOS_FAILED)
+
+
+def _exit(done: Done) -> None:
+    sys.exit(SOME_VIDEOS_FAILED if done.outcome.with_failures else 0)
 
 
 @main.command()
