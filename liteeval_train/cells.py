@@ -1,8 +1,8 @@
 """Recurrent cells for loops that a gate decides, and the layers before them.
 
 A cell splits its step in two: `inputs` is all that does not depend on the state, done for every
-row of a batch in one matrix product outside the loop; `step` is the rest. The weight of the
-state's product gathers its gradient in one matrix product after the loop (`LoopLinear`).
+row of a batch in one matrix product outside the loop; `begin` gives the rest. Weights that stand
+inside the loop gather their gradient in one matrix product after it (`LoopLinear`).
 
 Shape letters: B videos, N rows of a batch, D input features, H state size, G gates × H.
 """
@@ -20,6 +20,12 @@ from torch.nn.utils import skip_init
 
 Tape = list[tuple[Tensor, Tensor]]  # (gradient of the output, input) of each step
 State = tuple[Tensor, ...]  # each (B, H); the first is the cell's output
+Step = Callable[[Tensor, State], State]  # (inputs (B, G), state) -> state
+
+DENSE_SHARE = 0.7  # of rows with gradient, from which picking them costs more than it saves
+
+
+# --------------------------------------------------------------------------------- linear layers
 
 
 class LoopLinear(nn.Module):
@@ -73,19 +79,94 @@ class _GatherGradient(torch.autograd.Function):
 
 class _TapedLinear(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
     def forward(ctx: Any, x_BD: Tensor, weight: Tensor, tape: Tape) -> Tensor:
         ctx.save_for_backward(x_BD, weight)
         ctx.tape = tape
         return x_BD @ weight.T
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, grad_BG: Tensor) -> tuple[Tensor, None, None]:
         x_BD, weight = ctx.saved_tensors
-        ctx.tape.append((grad_BG, x_BD))
-        return grad_BG @ weight, None, None
+        rows = _rows_with_gradient(grad_BG)
+        if rows is None:
+            ctx.tape.append((grad_BG, x_BD))
+            return grad_BG @ weight, None, None
+        grad_RG = grad_BG[rows]
+        ctx.tape.append((grad_RG, x_BD[rows]))
+        return torch.zeros_like(x_BD).index_copy_(0, rows, grad_RG @ weight), None, None
 
 
-class LSTMCell(nn.Module):
+class _SparseGradientLinear(torch.autograd.Function):
+    """x W^T + b whose backward leaves out rows without gradient."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx: Any, x_ND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight)
+        return functional.linear(x_ND, weight, bias)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, grad_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_ND, weight = ctx.saved_tensors
+        rows = _rows_with_gradient(grad_NG)
+        if rows is None:
+            return grad_NG @ weight, grad_NG.T @ x_ND, grad_NG.sum(dim=0)
+        grad_RG = grad_NG[rows]
+        grad_ND = torch.zeros_like(x_ND).index_copy_(0, rows, grad_RG @ weight)
+        return grad_ND, grad_RG.T @ x_ND[rows], grad_RG.sum(dim=0)
+
+
+def _rows_with_gradient(grad_NG: Tensor) -> Tensor | None:
+    """Rows that are not all zero, or None if nearly all are.
+
+    A closed gate gives the fine step it did not take no gradient at all, so most rows are zero.
+    None on a GPU too: to ask would wait for it, and dense products are cheap there.
+    """
+    if grad_NG.device.type != "cpu":
+        return None
+    rows = grad_NG.any(dim=1).nonzero()[:, 0]
+    return None if len(rows) > DENSE_SHARE * len(grad_NG) else rows
+
+
+def _bounded_linear(inputs: int, outputs: int, bound: float) -> nn.Linear:
+    linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    nn.init.uniform_(linear.weight, -bound, bound)
+    nn.init.uniform_(linear.bias, -bound, bound)
+    return linear
+
+
+# ----------------------------------------------------------------------------------------- cells
+
+
+class Cell(nn.Module):
+    """One step of a recurrent network; `input` is the product with what comes from outside."""
+
+    state_parts: int
+    hidden: int
+    input: nn.Linear
+
+    def inputs(self, x_ND: Tensor) -> Tensor:
+        """(N, G): the part of a step that comes from the input."""
+        return _SparseGradientLinear.apply(x_ND, self.input.weight, self.input.bias)
+
+    def begin(self) -> Step:
+        """The rest of the step, to be used within one loop."""
+        raise NotImplementedError
+
+    def zero_state(self, videos: int, *, like: Tensor) -> State:
+        """The state before the first frame."""
+        return tuple(like.new_zeros(videos, self.hidden) for _ in range(self.state_parts))
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the matrix products per step."""
+        return self.input.in_features * self.input.out_features
+
+
+class LSTMCell(Cell):
     """The LSTM cell of torch.nn.LSTM (gates i, f, g, o), state (h, c)."""
 
     state_parts = 2
@@ -97,18 +178,12 @@ class LSTMCell(nn.Module):
         self.input = _bounded_linear(inputs, 4 * hidden, bound)
         self.recurrent = LoopLinear(hidden, 4 * hidden, bound=bound)
 
-    def inputs(self, x_ND: Tensor) -> Tensor:
-        """(N, 4H): the part of the gates that comes from the input."""
-        return self.input(x_ND)
-
-    def begin(self) -> Callable[[Tensor, State], State]:
-        """The step, to be used within one loop: (inputs (B, 4H), state) -> state."""
+    def begin(self) -> Step:
         recurrent = self.recurrent.begin()
 
         def step(inputs_BG: Tensor, state: State) -> State:
             h_BH, c_BH = state
-            gates_BG = inputs_BG + recurrent(h_BH)
-            i, f, g, o = gates_BG.chunk(4, dim=1)
+            i, f, g, o = (inputs_BG + recurrent(h_BH)).chunk(4, dim=1)
             c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
             return o.sigmoid() * c_BH.tanh(), c_BH
 
@@ -116,27 +191,137 @@ class LSTMCell(nn.Module):
 
     @property
     def flops(self) -> int:
-        """Multiply-adds of the matrix products per step: 4 H (D + H)."""
-        return self.input.in_features * self.input.out_features + self.recurrent.flops
+        """4 H (D + H)."""
+        return super().flops + self.recurrent.flops
 
 
-def _bounded_linear(inputs: int, outputs: int, bound: float) -> nn.Linear:
-    linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
-    nn.init.uniform_(linear.weight, -bound, bound)
-    nn.init.uniform_(linear.bias, -bound, bound)
-    return linear
+class GRUCell(Cell):
+    """The GRU cell of torch.nn.GRU (gates r, z, n), state (h,)."""
+
+    state_parts = 1
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        bound = 1 / math.sqrt(hidden)
+        self.input = _bounded_linear(inputs, 3 * hidden, bound)
+        self.recurrent = LoopLinear(hidden, 3 * hidden, bound=bound)
+        self.candidate_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+
+    def begin(self) -> Step:
+        recurrent = self.recurrent.begin()
+
+        def step(inputs_BG: Tensor, state: State) -> State:
+            (h_BH,) = state
+            r, z, n = inputs_BG.chunk(3, dim=1)
+            r_h, z_h, n_h = recurrent(h_BH).chunk(3, dim=1)
+            n = torch.tanh(n + torch.sigmoid(r + r_h) * (n_h + self.candidate_bias))
+            return (torch.lerp(n, h_BH, torch.sigmoid(z + z_h)),)
+
+        return step
+
+    @property
+    def flops(self) -> int:
+        """3 H (D + H)."""
+        return super().flops + self.recurrent.flops
 
 
-def zero_state(cell: LSTMCell, videos: int, *, like: Tensor) -> State:
-    """The state before the first frame."""
-    return tuple(like.new_zeros(videos, cell.hidden) for _ in range(cell.state_parts))
+class SRUCell(Cell):
+    """The simple recurrent unit: no product inside the loop.
+
+        f_t = σ(W_f x_t + v_f ⊙ c_{t−1} + b_f)      c_t = f_t ⊙ c_{t−1} + (1 − f_t) ⊙ W x_t
+        r_t = σ(W_r x_t + v_r ⊙ c_{t−1} + b_r)      h_t = r_t ⊙ c_t + (1 − r_t) ⊙ α x'_t
+
+    x' is x, or a projection of it where D ≠ H; α = sqrt(1 + 2 e^bias) with the initial bias of r.
+    The recurrence runs on c; h is carried beside it because the gate and the classifier read it.
+    Source: Lei, Zhang, Wang, Dai, Artzi: Simple Recurrent Units for Highly Parallelizable
+    Recurrence, EMNLP 2018, with the initial scale of its section 3.2.
+    """
+
+    state_parts = 2
+
+    def __init__(self, inputs: int, hidden: int, *, highway_bias: float = 0.0) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.highway_scale = math.sqrt(1 + 2 * math.exp(highway_bias))
+        self.projects = inputs != hidden
+        self.input = _bounded_linear(inputs, (4 if self.projects else 3) * hidden, 0.0)
+        bound = math.sqrt(3 / inputs)
+        nn.init.uniform_(self.input.weight, -bound, bound)
+        with torch.no_grad():
+            self.input.bias[2 * hidden : 3 * hidden] = highway_bias
+        self.forget_state = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.reset_state = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+
+    def inputs(self, x_ND: Tensor) -> Tensor:
+        """(N, 4H): W x, W_f x + b_f, W_r x + b_r and α x'."""
+        inputs_NG = super().inputs(x_ND)
+        if not self.projects:
+            return torch.cat([inputs_NG, self.highway_scale * x_ND], dim=1)
+        fixed_NG, highway_NH = inputs_NG.split([3 * self.hidden, self.hidden], dim=1)
+        return torch.cat([fixed_NG, self.highway_scale * highway_NH], dim=1)
+
+    def begin(self) -> Step:
+        def step(inputs_BG: Tensor, state: State) -> State:
+            _, c_BH = state
+            value, forget, reset, highway = inputs_BG.chunk(4, dim=1)
+            f = torch.sigmoid(forget + self.forget_state * c_BH)
+            r = torch.sigmoid(reset + self.reset_state * c_BH)
+            c_BH = torch.lerp(value, c_BH, f)
+            return torch.lerp(highway, c_BH, r), c_BH
+
+        return step
+
+
+CELLS: dict[str, type[LSTMCell] | type[GRUCell] | type[SRUCell]] = {
+    "lstm": LSTMCell,
+    "gru": GRUCell,
+    "sru": SRUCell,
+}
+
+
+# ----------------------------------------------------------------------------------- projections
+
+
+class PackedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of a batch; with several processes, over the rows of all of them.
+
+    Rows are real frames only (packed batches hold no padding), so statistics are too.
+    torch's SyncBatchNorm does the second on GPUs alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and _world_size() > 1):
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+        # Sums over all processes, with gradient through the sums.
+        sums = torch.cat([input.sum(0), input.square().sum(0), input.new_tensor([len(input)])])
+        sums = all_reduce(sums)
+        total, squares, count = sums.split([self.num_features, self.num_features, 1])
+        mean, square = total / count, squares / count
+        variance = (square - mean.square()).clamp_min(0)
+        self._update_running(mean.detach(), (variance * count / (count - 1)).detach())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (input - mean) * scale + self.bias
+
+    def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(unbiased_variance, self.momentum)
+        self.num_batches_tracked += 1
+
+
+def _world_size() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
 
 
 class Projection(nn.Module):
-    """L2 norm, then BatchNorm, Linear, BatchNorm, ReLU, each where switched on.
-
-    Rows are real frames only (packed batches hold no padding), so statistics are too.
-    """
+    """L2 norm, then BatchNorm, Linear, BatchNorm, ReLU, each where switched on."""
 
     def __init__(self, inputs: int, outputs: int, *, l2_normalise: bool) -> None:
         super().__init__()
@@ -145,9 +330,9 @@ class Projection(nn.Module):
         self.layers: nn.Sequential | None = None
         if outputs:
             self.layers = nn.Sequential(
-                nn.BatchNorm1d(inputs),
+                PackedBatchNorm(inputs),
                 nn.Linear(inputs, outputs),
-                nn.BatchNorm1d(outputs),
+                PackedBatchNorm(outputs),
                 nn.ReLU(),
             )
         self.flops = inputs * outputs  # multiply-adds per row; norms fold into the product

@@ -20,7 +20,16 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["liteeval", "uniform", "lstm"] = "liteeval"
+    method: Literal[
+        "liteeval",
+        "liteeval-rl",
+        "uniform",
+        "uniform+cf",
+        "lstm",
+        "lstm+cf",
+        "frameglimpse",
+        "fastforward",
+    ] = "liteeval"
     preset: str = "fcvid"
     seed: int = Field(0, ge=0)
 
@@ -33,9 +42,11 @@ class TrainConfig(BaseModel):
 
     # what is seen of a video
     max_frames: int = Field(129, ge=1)  # evenly spaced where a video has more
-    frames: int = Field(25, ge=1)  # of method uniform
+    frames: int = Field(25, ge=1)  # of methods uniform and uniform+cf
 
     # the network
+    cell: Literal["lstm", "gru", "sru"] = "lstm"  # of liteeval
+    synchronise: bool = True  # skipped frames update the fine state from the coarse one
     coarse_hidden: int = Field(512, ge=1)  # D_c
     fine_hidden: int = Field(2048, ge=1)  # D_f
     coarse_projection: int = Field(512, ge=0)  # width after BatchNorm-Linear-BatchNorm-ReLU; 0: off
@@ -45,12 +56,26 @@ class TrainConfig(BaseModel):
     # the gate
     fine_share_target: float = Field(0.05, ge=0, le=1)  # γ
     usage_weight: float = Field(2.0, ge=0)  # λ
+    usage_per: Literal["video", "batch"] = "video"  # share whose gap to γ is squared
+    usage_warmup: float = Field(0.0, ge=0, le=1)  # share of training while λ rises from 0
+    gate_bias: float = 0.0  # initial logit for reading a frame finely
     temperature_start: float = Field(1.0, gt=0)  # τ at the first step
     temperature_end: float = Field(0.5, gt=0)  # τ at the last step; falls exponentially
+    noise_scale: float = Field(1.0, ge=0)  # of the Gumbel noise; the authors' code has 0.5
+
+    # methods that learn by reward: liteeval-rl, frameglimpse, fastforward
+    policy_weight: float = Field(1.0, ge=0)  # of the REINFORCE term beside cross-entropy
+    entropy_weight: float = Field(0.01, ge=0)  # keeps policies from settling at once
+    glimpses: int = Field(4, ge=1, le=64)  # of frameglimpse, at most
+    location_deviation: float = Field(0.1, gt=0)  # of frameglimpse's sampled position
+    moves: int = Field(24, ge=1, le=64)  # of fastforward, at most
+    discount: float = Field(0.98, gt=0, le=1)  # of later rewards
+    step_cost: float = Field(0.02, ge=0)  # reward lost with each frame read
 
     @model_validator(mode="after")
     def _check_sizes(self) -> TrainConfig:
-        if self.method == "liteeval" and self.coarse_hidden >= self.fine_hidden:
+        gated = self.method in ("liteeval", "liteeval-rl") and self.synchronise
+        if gated and self.coarse_hidden >= self.fine_hidden:
             raise ValueError(
                 f"coarse_hidden {self.coarse_hidden} is not below fine_hidden {self.fine_hidden}: "
                 "a skipped frame would overwrite all that fine frames left in the state"
@@ -73,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fine_projection": 256,
         "batch_videos": 16,
         "learning_rate": 1e-3,
-        "epochs": 30,
+        "epochs": 20,
     },
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 from extract.store import FeatureStore
 
 SPLITS = ("train", "val", "test")
+DECISIONS = 64  # random numbers drawn per video for decisions that belong to no frame
 
 
 class DataError(Exception):
@@ -143,6 +144,11 @@ def evenly_spaced(rows: int, wanted: int) -> np.ndarray:
     return np.floor((np.arange(wanted) + 0.5) * rows / wanted).astype(np.int64)
 
 
+def first_rows(rows: int, wanted: int) -> np.ndarray:
+    """The first `wanted` of range(rows): what is known while a video still runs."""
+    return np.arange(min(rows, wanted))
+
+
 @dataclass(frozen=True)
 class Sample:
     """What is seen of one video."""
@@ -155,6 +161,7 @@ class Sample:
     labels: tuple[int, ...]
     number: int = 0  # of the video in its split
     uniform_T2: np.ndarray | None = None  # numbers in (0, 1) for sampling, while training
+    uniform_S2: np.ndarray | None = None  # the same for decisions that belong to no frame
 
 
 class VideoSet(torch.utils.data.Dataset[Sample]):
@@ -173,9 +180,11 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
         *,
         classes: Sequence[str],
         max_frames: int,
+        select: Callable[[int, int], np.ndarray] = evenly_spaced,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        self.pair, self.labels, self.split, self.max_frames = pair, labels, split, max_frames
+        self.pair, self.labels, self.split = pair, labels, split
+        self.max_frames, self.select = max_frames, select
         self.class_number = {name: number for number, name in enumerate(classes)}
         self.video_ids = [video for video in labels.in_split(split) if video in pair.coarse]
         if not self.video_ids:
@@ -223,7 +232,7 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
                 f"{self.pair.coarse.path}, {fine.pts_seconds[row]:g} s in {self.pair.fine.path}; "
                 "extract both stores in one run of liteeval-extract"
             )
-        rows = evenly_spaced(len(coarse.features), self.max_frames)
+        rows = self.select(len(coarse.features), self.max_frames)
         labels = tuple(self.class_number[name] for name in self.labels.videos[video_id])
         return Sample(
             video_id,
@@ -311,7 +320,8 @@ class Batch:
         video_N: int64, the video of each row.
         lengths_B: float, frames of each video.
         samples: names, rows and times.
-        uniform_N2: numbers in (0, 1) for sampling, while training.
+        uniform_N2: numbers in (0, 1) for sampling at each row, while training.
+        uniform_BS2: the same for the S = DECISIONS steps of an agent.
     """
 
     def __init__(
@@ -323,10 +333,11 @@ class Batch:
         fine_ND: Tensor,
         labels_BK: Tensor,
         uniform_N2: Tensor | None = None,
+        uniform_BS2: Tensor | None = None,
     ) -> None:
         self.packing, self.samples = packing, samples
         self.coarse_ND, self.fine_ND, self.labels_BK = coarse_ND, fine_ND, labels_BK
-        self.uniform_N2 = uniform_N2
+        self.uniform_N2, self.uniform_BS2 = uniform_N2, uniform_BS2
         self.video_N = torch.from_numpy(packing.video_of_row)
         self.lengths_B = torch.tensor(packing.lengths, dtype=torch.float32)
 
@@ -352,13 +363,16 @@ def collate(samples: Sequence[Sample], *, classes: int) -> Batch:
     for video, sample in enumerate(ordered):
         labels_BK[video, list(sample.labels)] = 1.0
     uniforms = [sample.uniform_T2 for sample in ordered if sample.uniform_T2 is not None]
+    decisions = [sample.uniform_S2 for sample in ordered if sample.uniform_S2 is not None]
+    drawn = len(uniforms) == len(ordered)
     return Batch(
         packing=packing,
         samples=ordered,
         coarse_ND=pack([sample.coarse_TD for sample in ordered]),
         fine_ND=pack([sample.fine_TD for sample in ordered]),
         labels_BK=labels_BK,
-        uniform_N2=pack(uniforms) if len(uniforms) == len(ordered) else None,
+        uniform_N2=pack(uniforms) if drawn else None,
+        uniform_BS2=torch.from_numpy(np.stack(decisions)) if drawn else None,
     )
 
 
@@ -368,8 +382,9 @@ def with_uniforms(sample: Sample, *, seed: int, epoch: int) -> Sample:
     So neither batch mates nor a restart nor the number of processes changes what is drawn.
     """
     generator = np.random.default_rng([seed, epoch, 1 + sample.number])
-    numbers = generator.random((len(sample.rows), 2), dtype=np.float32)
-    return replace(sample, uniform_T2=np.clip(numbers, 1e-6, 1 - 1e-6))
+    numbers = generator.random((DECISIONS + len(sample.rows), 2), dtype=np.float32)
+    numbers = np.clip(numbers, 1e-6, 1 - 1e-6)
+    return replace(sample, uniform_T2=numbers[DECISIONS:], uniform_S2=numbers[:DECISIONS])
 
 
 def epoch_batches(videos: int, *, batch_videos: int, seed: int, epoch: int) -> list[np.ndarray]:

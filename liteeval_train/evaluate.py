@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ import torch
 from torch import Tensor
 
 from liteeval_train.cost import Cost, video_cost
-from liteeval_train.data import Batch, StorePair, VideoSet, collate, open_pair, read_labels
+from liteeval_train.data import (
+    Batch,
+    Sample,
+    StorePair,
+    VideoSet,
+    collate,
+    evenly_spaced,
+    open_pair,
+    read_labels,
+)
 from liteeval_train.method import Method, Prediction
-from liteeval_train.metrics import in_top, mean_average_precision
+from liteeval_train.metrics import AVERAGE_PRECISIONS, in_top
 from liteeval_train.run import RunFolder, RunInfo, write_atomically
 
 
@@ -48,6 +57,17 @@ class Evaluation:
     videos: list[VideoResult]
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What a method did on one video."""
+
+    sample: Sample
+    scores_K: Tensor  # softmax probabilities, on the processor
+    used_T: np.ndarray  # bool, rows read finely
+    seen_T: np.ndarray  # bool, rows seen at all
+    step_scores_TK: Tensor | None = None
+
+
 def evaluate_method(
     method: Method,
     videos: VideoSet,
@@ -56,61 +76,77 @@ def evaluate_method(
     batch_videos: int,
     device: torch.device,
     name: str,
+    average_precision: str = "plain",
 ) -> Evaluation:
     """Predict every video of a set and add up accuracy and cost."""
+    traces, seconds = trace_videos(
+        method, videos, classes=len(classes), batch_videos=batch_videos, device=device
+    )
+    summary = {"method": name, "split": videos.split, "seconds_per_video": seconds / len(traces)}
+    return summarise(
+        traces,
+        cost_function(method, videos.pair),
+        classes,
+        summary,
+        average_precision=average_precision,
+    )
+
+
+def trace_videos(
+    method: Method,
+    videos: VideoSet,
+    *,
+    classes: int,
+    batch_videos: int,
+    device: torch.device,
+    every_step: bool = False,
+) -> tuple[list[Trace], float]:
+    """What the method does on each video, sorted by id, and the seconds its head took in all."""
     method.eval()
-    cost_of = _cost_function(method, videos.pair)
-    results: list[VideoResult] = []
-    costs: list[Cost] = []
-    scores: list[Tensor] = []
-    labels: list[Tensor] = []
+    traces: list[Trace] = []
     seconds = 0.0
-    for number, batch in enumerate(_batches(videos, method, len(classes), batch_videos, device)):
-        if number == 0:
-            method.predict(batch)  # warm up, so that the clock sees no first-call work
-        prediction, elapsed = _timed(method.predict, batch)
-        seconds += elapsed
-        batch_costs = [cost_of(batch, prediction, v) for v in range(len(batch.samples))]
-        results += _video_results(batch, prediction, batch_costs, classes)
-        costs += batch_costs
-        scores.append(prediction.scores_BK.cpu())
-        labels.append(batch.labels_BK.cpu())
-    summary = {"method": name, "split": videos.split, "videos": len(results)}
-    summary |= _accuracy(torch.cat(scores), torch.cat(labels))
-    summary |= _usage(results, costs)
-    summary["seconds_per_video"] = seconds / len(results)
-    return Evaluation(summary, sorted(results, key=lambda result: result.video_id))
-
-
-def _batches(
-    videos: VideoSet, method: Method, classes: int, batch_videos: int, device: torch.device
-) -> Iterator[Batch]:
     for start in range(0, len(videos), batch_videos):
         numbers = range(start, min(start + batch_videos, len(videos)))
-        yield collate([videos[number] for number in numbers], classes=classes).to(device)
+        batch = collate([videos[number] for number in numbers], classes=classes).to(device)
+        prediction, elapsed = _timed(method, batch, every_step)
+        seconds += elapsed
+        traces += _unpack(batch, prediction)
+    return sorted(traces, key=lambda trace: trace.sample.video_id), seconds
 
 
-def _timed(predict: Callable[[Batch], Prediction], batch: Batch) -> tuple[Prediction, float]:
+def _timed(method: Method, batch: Batch, every_step: bool) -> tuple[Prediction, float]:
     """The prediction and the wall seconds it took, on a GPU to the end of its work."""
-    on_gpu = batch.fine_ND.is_cuda
-    if on_gpu:
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if batch.fine_ND.is_cuda else _no_wait
+    wait()
     start = time.perf_counter()
-    prediction = predict(batch)
-    if on_gpu:
-        torch.cuda.synchronize()
+    prediction = method.predict(batch, every_step=every_step)
+    wait()
     return prediction, time.perf_counter() - start
 
 
-def _cost_function(method: Method, pair: StorePair) -> Callable[[Batch, Prediction, int], Cost]:
+def _no_wait() -> None:
+    """A processor has done its work when the call returns."""
+
+
+def _unpack(batch: Batch, prediction: Prediction) -> Iterator[Trace]:
+    scores_BK = prediction.scores_BK.cpu()
+    used_N, seen_N = prediction.used_N.cpu().numpy(), prediction.seen_N.cpu().numpy()
+    steps_NK = prediction.step_scores_NK
+    steps_NK = None if steps_NK is None else steps_NK.cpu()
+    for video, sample in enumerate(batch.samples):
+        rows = batch.packing.rows_of(video)
+        steps_TK = None if steps_NK is None else steps_NK[torch.from_numpy(rows)]
+        yield Trace(sample, scores_BK[video], used_N[rows], seen_N[rows], steps_TK)
+
+
+def cost_function(method: Method, pair: StorePair) -> Callable[[int, int], Cost]:
+    """The cost of a video by its frames seen and its frames read finely."""
     head = method.head_flops()
 
-    def cost(batch: Batch, prediction: Prediction, video: int) -> Cost:
-        frames = batch.packing.lengths[video]
-        used_N = prediction.used_N
+    def cost(frames: int, fine_frames: int) -> Cost:
         return video_cost(
             coarse_frames=frames if method.reads_coarse else 0,
-            fine_frames=int(used_N[torch.from_numpy(batch.packing.rows_of(video))].sum()),
+            fine_frames=fine_frames,
             frames_seen=frames,
             coarse_gflops=pair.coarse.gflops_per_frame,
             fine_gflops=pair.fine.gflops_per_frame,
@@ -120,37 +156,47 @@ def _cost_function(method: Method, pair: StorePair) -> Callable[[Batch, Predicti
     return cost
 
 
-def _video_results(
-    batch: Batch, prediction: Prediction, costs: list[Cost], classes: list[str]
-) -> Iterator[VideoResult]:
-    scores_BK, labels_BK = prediction.scores_BK, batch.labels_BK
-    best_B = scores_BK.argmax(dim=1).tolist()
-    correct_B = in_top(scores_BK, labels_BK, 1).tolist()
-    top5_B = in_top(scores_BK, labels_BK, 5).tolist()
-    used_N = prediction.used_N.cpu().numpy()
-    for video, sample in enumerate(batch.samples):
-        used_T = used_N[batch.packing.rows_of(video)]
-        yield VideoResult(
-            video_id=sample.video_id,
-            labels=[classes[number] for number in sample.labels],
-            predicted=classes[best_B[video]],
-            correct=correct_B[video],
-            top5=top5_B[video],
-            gflops=costs[video].total,
-            fine_frames=int(used_T.sum()),
-            frames=len(sample.rows),
-            rows=sample.rows.tolist(),
-            pts_seconds=sample.pts_seconds.tolist(),
-            used=used_T.astype(int).tolist(),
-        )
-
-
-def _accuracy(scores_VK: Tensor, labels_VK: Tensor) -> dict[str, float]:
-    return {
+def summarise(
+    traces: Sequence[Trace],
+    cost: Callable[[int, int], Cost],
+    classes: list[str],
+    about: dict[str, Any],
+    *,
+    average_precision: str = "plain",
+) -> Evaluation:
+    """Accuracy and cost of traces; `about` goes into the summary as it is."""
+    costs = [cost(int(trace.seen_T.sum()), int(trace.used_T.sum())) for trace in traces]
+    results = [_result(t, c, classes) for t, c in zip(traces, costs, strict=True)]
+    scores_VK = torch.stack([trace.scores_K for trace in traces])
+    labels_VK = torch.zeros_like(scores_VK)
+    for video, trace in enumerate(traces):
+        labels_VK[video, list(trace.sample.labels)] = 1
+    ordered = {"method": about["method"], "split": about["split"], "videos": len(traces)}
+    accuracy = {
         "top1": float(in_top(scores_VK, labels_VK, 1).double().mean()),
         "top5": float(in_top(scores_VK, labels_VK, 5).double().mean()),
-        "map": mean_average_precision(scores_VK, labels_VK),
+        "map": AVERAGE_PRECISIONS[average_precision](scores_VK, labels_VK),
     }
+    return Evaluation(ordered | accuracy | _usage(results, costs) | about, results)
+
+
+def _result(trace: Trace, cost: Cost, classes: list[str]) -> VideoResult:
+    best = trace.scores_K.topk(min(5, len(classes))).indices.tolist()
+    labels = trace.sample.labels
+    seen_T = trace.seen_T
+    return VideoResult(
+        video_id=trace.sample.video_id,
+        labels=[classes[number] for number in labels],
+        predicted=classes[best[0]],
+        correct=best[0] in labels,
+        top5=not set(best).isdisjoint(labels),
+        gflops=cost.total,
+        fine_frames=int(trace.used_T.sum()),
+        frames=int(seen_T.sum()),
+        rows=trace.sample.rows[seen_T].tolist(),
+        pts_seconds=trace.sample.pts_seconds[seen_T].tolist(),
+        used=trace.used_T[seen_T].astype(int).tolist(),
+    )
 
 
 def _usage(results: list[VideoResult], costs: list[Cost]) -> dict[str, Any]:
@@ -175,31 +221,52 @@ def evaluate_run(
     fine: Path | None = None,
     labels: Path | None = None,
     device: str = "auto",
+    average_precision: str = "plain",
 ) -> Evaluation:
     """Evaluate a run's chosen model on a split and write both result files into the run.
 
     Raises: RunError, DataError or StoreError with the way out.
     """
-    folder = RunFolder(path)
-    info = folder.read_info()
-    method = info.build()
+    run = open_trained(path, device)
     videos = open_split(
-        info, split, max_frames=method.max_frames, coarse=coarse, fine=fine, labels=labels
+        run.info, split, max_frames=run.method.max_frames, coarse=coarse, fine=fine, labels=labels
     )
-    folder.load_best(method)
-    place = choose_device(device)
+    warm_up = collate([videos[0]], classes=len(run.info.classes)).to(run.device)
+    run.method.eval().predict(warm_up)  # so that the clock sees no first-call work
     evaluation = evaluate_method(
-        method.to(place),
+        run.method,
         videos,
-        classes=info.classes,
-        batch_videos=info.config.batch_videos,
-        device=place,
-        name=info.config.method,
+        classes=run.info.classes,
+        batch_videos=run.info.config.batch_videos,
+        device=run.device,
+        name=run.info.config.method,
+        average_precision=average_precision,
     )
+    folder = run.folder
     lines = [json.dumps(asdict(video)) for video in evaluation.videos]
     write_atomically(folder.evaluation_videos(split), "".join(f"{x}\n" for x in lines).encode())
     write_atomically(folder.evaluation(split), json.dumps(evaluation.summary, indent=2).encode())
     return evaluation
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with its chosen model, ready to predict."""
+
+    folder: RunFolder
+    info: RunInfo
+    method: Method
+    device: torch.device
+
+
+def open_trained(path: Path, device: str = "auto") -> TrainedRun:
+    """Raises: RunError if there is no trained run."""
+    folder = RunFolder(path)
+    info = folder.read_info()
+    method = info.build()
+    folder.load_best(method)
+    place = choose_device(device)
+    return TrainedRun(folder, info, method.to(place).eval(), place)
 
 
 def open_split(
@@ -210,6 +277,7 @@ def open_split(
     coarse: Path | None = None,
     fine: Path | None = None,
     labels: Path | None = None,
+    select: Callable[[int, int], np.ndarray] = evenly_spaced,
 ) -> VideoSet:
     """The videos of a split, from the stores and labels of a run or from others.
 
@@ -224,6 +292,7 @@ def open_split(
         split,
         classes=info.classes,
         max_frames=max_frames,
+        select=select,
     )
 
 

@@ -17,8 +17,13 @@ def classification_loss(logits_BK: Tensor, labels_BK: Tensor) -> Tensor:
 
     Returns: float scalar in nats.
     """
-    target_BK = labels_BK / labels_BK.sum(dim=1, keepdim=True)
-    return functional.cross_entropy(logits_BK, target_BK)
+    return classification_loss_per_row(logits_BK, labels_BK).mean()
+
+
+def classification_loss_per_row(logits_NK: Tensor, labels_NK: Tensor) -> Tensor:
+    """(N,) `classification_loss` of each row."""
+    target_NK = labels_NK / labels_NK.sum(dim=1, keepdim=True)
+    return functional.cross_entropy(logits_NK, target_NK, reduction="none")
 
 
 def fine_share(used_N: Tensor, video_N: Tensor, lengths_B: Tensor) -> Tensor:

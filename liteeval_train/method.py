@@ -24,7 +24,10 @@ class HeadFlops:
 
 
 class TrainingStep(NamedTuple):
-    """What a step of training gives: `loss` to minimise, `parts` to log, all scalars."""
+    """What a step of training gives: `loss` to minimise, `parts` to log, all scalars.
+
+    The loss is a mean over the videos of the batch, so that processes can average theirs.
+    """
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -36,6 +39,8 @@ class Prediction:
 
     scores_BK: Tensor  # softmax probabilities
     used_N: Tensor  # bool, rows read finely
+    seen_N: Tensor  # bool, rows seen at all
+    step_scores_NK: Tensor | None = None  # scores had the video ended at this row
 
     def __post_init__(self) -> None:
         if self.scores_BK.ndim != 2 or self.used_N.ndim != 1:
@@ -59,8 +64,8 @@ class Method(nn.Module):
         """The loss of a batch; `progress` in [0, 1] is the share of training done."""
         raise NotImplementedError
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Class scores of a batch, in evaluation mode."""
+    def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
+        """Class scores of a batch, in evaluation mode; after every row too where asked for."""
         raise NotImplementedError
 
     def head_flops(self) -> HeadFlops:

@@ -9,19 +9,30 @@ C and F the widths of the coarse and fine projections, H state sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from liteeval_train.cells import LoopLinear, LSTMCell, Projection, State, zero_state
+from liteeval_train.cells import CELLS, LoopLinear, Projection, State, Step
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch, Packing
 from liteeval_train.losses import classification_loss, fine_share, usage_penalty
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
 
 OPEN = 1  # index of "read this frame finely" among the gate's two logits
+
+
+@dataclass
+class GatedPass:
+    """What the loop over time gathers: one entry per step, rows of the videos that still run."""
+
+    used: list[Tensor] = field(default_factory=list)  # (B,)
+    gate_logits: list[Tensor] = field(default_factory=list)  # (B, 2)
+    before: list[Tensor] = field(default_factory=list)  # (B, H) output before the step
+    after: list[Tensor] = field(default_factory=list)  # (B, H) output after it
+    last: Tensor = field(init=False)  # (B, H) output after each video's last frame
 
 
 class LiteEval(Method):
@@ -31,26 +42,28 @@ class LiteEval(Method):
         self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
     ) -> None:
         super().__init__(config)
-        norm = config.l2_normalise
+        norm, cell = config.l2_normalise, CELLS[config.cell]
         self.project_coarse = Projection(coarse_dim, config.coarse_projection, l2_normalise=norm)
         self.project_fine = Projection(fine_dim, config.fine_projection, l2_normalise=norm)
         coarse, fine = self.project_coarse.width, self.project_fine.width
-        self.coarse_cell = LSTMCell(coarse, config.coarse_hidden)
-        self.fine_cell = LSTMCell(coarse + fine, config.fine_hidden)
+        self.coarse_cell = cell(coarse, config.coarse_hidden)
+        self.fine_cell = cell(coarse + fine, config.fine_hidden)
         self.gate_coarse = nn.Linear(coarse, 2)
         self.gate_state = LoopLinear(self.fine_cell.state_parts * config.fine_hidden, 2)
         self.classifier = nn.Linear(config.fine_hidden, classes)
+        with torch.no_grad():
+            self.gate_coarse.bias[OPEN] += config.gate_bias
 
     # ------------------------------------------------------------------------------- training
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        logits_BK, used_N = self._train_pass(batch, self.temperature(progress))
-        share_B = fine_share(used_N, batch.video_N, batch.lengths_B)
-        target = self.config.fine_share_target
-        classification = classification_loss(logits_BK, batch.labels_BK)
-        usage = usage_penalty(share_B, fine_share_target=target)
+        passed = self._train_pass(batch, self.temperature(progress))
+        share_B = fine_share(torch.cat(passed.used), batch.video_N, batch.lengths_B)
+        counted_B = share_B if self.config.usage_per == "video" else share_B.mean(0, keepdim=True)
+        classification = classification_loss(self.classifier(passed.last), batch.labels_BK)
+        usage = usage_penalty(counted_B, fine_share_target=self.config.fine_share_target)
         return TrainingStep(
-            classification + self.config.usage_weight * usage,
+            classification + self.usage_weight(progress) * usage,
             {
                 "classification": classification.detach(),
                 "usage_penalty": usage.detach(),
@@ -63,8 +76,13 @@ class LiteEval(Method):
         start, end = self.config.temperature_start, self.config.temperature_end
         return start * (end / start) ** progress
 
-    def _train_pass(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-        """(B, K) logits at the last frame and (N,) gate samples, 0 or 1, with their gradient.
+    def usage_weight(self, progress: float) -> float:
+        """λ, which rises linearly from 0 during the warm-up."""
+        warmup = self.config.usage_warmup
+        return self.config.usage_weight * (min(1.0, progress / warmup) if warmup else 1.0)
+
+    def _train_pass(self, batch: Batch, temperature: float) -> GatedPass:
+        """The loop with sampled gates.
 
         Both branches are computed at every step: the straight-through gradient of a gate needs
         the state that it did not take.
@@ -76,87 +94,103 @@ class LiteEval(Method):
         coarse_states = self._coarse_states(coarse_NC, batch.packing)
         inputs_NG = self.fine_cell.inputs(torch.cat([coarse_NC, fine_NF], dim=1))
         gate_N2 = self.gate_coarse(coarse_NC)
-        noise_N2 = gumbel_noise(batch.uniform_N2)
+        noise_N2 = self.config.noise_scale * gumbel_noise(batch.uniform_N2)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
-        state = zero_state(self.fine_cell, len(batch.lengths_B), like=inputs_NG)
-        used: list[Tensor] = []
-        finished: list[Tensor] = []
+        state = self.fine_cell.zero_state(len(batch.lengths_B), like=inputs_NG)
+        passed, finished = GatedPass(), []
         for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
             running = rows.stop - rows.start
             finished.append(state[0][running:])
             state = tuple(part[:running] for part in state)
             logits_B2 = gate_N2[rows] + gate_state(torch.cat(state, dim=1))
-            used_B1 = sample_gate(logits_B2, noise_N2[rows], temperature)[:, OPEN:]
+            used_B1 = self.sample(logits_B2, noise_N2[rows], temperature)[:, OPEN:]
             read = step(inputs_NG[rows], state)
-            skipped = synchronise(coarse_state, state)
+            skipped = self._skip(coarse_state, state)
+            passed.before.append(state[0])
             state = tuple(torch.lerp(s, r, used_B1) for s, r in zip(skipped, read, strict=True))
-            used.append(used_B1[:, 0])
+            passed.used.append(used_B1[:, 0])
+            passed.gate_logits.append(logits_B2)
         finished.append(state[0])
-        last_BH = torch.cat(finished[::-1])  # the longest videos stand first and end last
-        return self.classifier(last_BH), torch.cat(used)
+        passed.last = torch.cat(finished[::-1])  # the longest videos stand first and end last
+        return passed
+
+    @staticmethod
+    def sample(logits_B2: Tensor, noise_B2: Tensor, temperature: float) -> Tensor:
+        """(B, 2) one-hot sample of the gate."""
+        return sample_gate(logits_B2, noise_B2, temperature)
 
     def _coarse_states(self, coarse_NC: Tensor, packing: Packing) -> list[State]:
         """Equation 1 at every step: it depends on no gate."""
         inputs_NG, step = self.coarse_cell.inputs(coarse_NC), self.coarse_cell.begin()
-        state = zero_state(self.coarse_cell, packing.step_sizes[0], like=coarse_NC)
+        state = self.coarse_cell.zero_state(packing.step_sizes[0], like=coarse_NC)
         states = []
         for rows in packing.steps():
             state = step(inputs_NG[rows], tuple(p[: rows.stop - rows.start] for p in state))
             states.append(state)
         return states
 
+    def _skip(self, coarse: State, fine: State) -> State:
+        """Equation 5 for each part of the state; without synchronisation the state stays."""
+        if not self.config.synchronise:
+            return fine
+        return tuple(
+            torch.cat([c, f[:, c.shape[1] :]], dim=1) for c, f in zip(coarse, fine, strict=True)
+        )
+
     # ----------------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Prediction:
+    def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
         """Class scores at the last frame. Fine rows are read only where the gate opens."""
         coarse_NC = self.project_coarse(batch.coarse_ND)
         coarse_states = self._coarse_states(coarse_NC, batch.packing)
         gate_N2 = self.gate_coarse(coarse_NC)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
-        state = zero_state(self.fine_cell, len(batch.lengths_B), like=coarse_NC)
-        used: list[Tensor] = []
-        finished: list[Tensor] = []
+        state = self.fine_cell.zero_state(len(batch.lengths_B), like=coarse_NC)
+        passed, finished = GatedPass(), []
         for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
             running = rows.stop - rows.start
             finished.append(state[0][running:])
             state = tuple(part[:running] for part in state)
             logits_B2 = gate_N2[rows] + gate_state(torch.cat(state, dim=1))
             used_B = logits_B2.argmax(dim=1) == OPEN
-            state = self._read_where(used_B, batch, coarse_NC, rows, step, state, coarse_state)
-            used.append(used_B)
+            skipped = self._skip(coarse_state, state)
+            wanted = used_B.nonzero()[:, 0]
+            if len(wanted):
+                state = self._read(batch, coarse_NC, rows.start, wanted, step, state, skipped)
+            else:
+                state = skipped
+            passed.used.append(used_B)
+            passed.after.append(state[0])
         finished.append(state[0])
-        logits_BK = self.classifier(torch.cat(finished[::-1]))
-        return Prediction(functional.softmax(logits_BK, dim=1), torch.cat(used))
+        scores_BK = self.classifier(torch.cat(finished[::-1])).softmax(dim=1)
+        used_N = torch.cat(passed.used)
+        step_scores_NK = None
+        if every_step:
+            step_scores_NK = self.classifier(torch.cat(passed.after)).softmax(dim=1)
+        return Prediction(scores_BK, used_N, torch.ones_like(used_N), step_scores_NK)
 
-    def _read_where(
+    def _read(
         self,
-        used_B: Tensor,
         batch: Batch,
         coarse_NC: Tensor,
-        rows: slice,
-        step: Callable[[Tensor, State], State],
+        offset: int,
+        wanted: Tensor,
+        step: Step,
         state: State,
-        coarse_state: State,
+        skipped: State,
     ) -> State:
-        """Equations 3–5 with the fine network run on the rows of open gates alone."""
-        skipped = synchronise(coarse_state, state)
-        opened = used_B.nonzero()[:, 0]
-        if len(opened) == 0:
-            return skipped
-        wanted = opened + rows.start
-        fine_F = self.project_fine(batch.fine_ND[wanted])
-        inputs = self.fine_cell.inputs(torch.cat([coarse_NC[wanted], fine_F], dim=1))
-        read = step(inputs, tuple(part[opened] for part in state))
-        return tuple(s.index_copy(0, opened, r) for s, r in zip(skipped, read, strict=True))
+        """Equations 3 and 4 on the videos whose gate is open; the others have skipped."""
+        rows = wanted + offset
+        fine_F = self.project_fine(batch.fine_ND[rows])
+        inputs = self.fine_cell.inputs(torch.cat([coarse_NC[rows], fine_F], dim=1))
+        read = step(inputs, tuple(part[wanted] for part in state))
+        return tuple(s.index_copy(0, wanted, r) for s, r in zip(skipped, read, strict=True))
 
     # ------------------------------------------------------------------------------- the cost
 
     def head_flops(self) -> HeadFlops:
-        """Multiply-adds; the gate and the coarse part of equation 3 run on what they see.
-
-        The fine cell's product with the coarse projection counts for fine frames only, as it runs.
-        """
+        """Coarse projection, coarse cell and gate on every frame; the rest on fine frames."""
         gate = 2 * self.gate_coarse.in_features + self.gate_state.flops
         return HeadFlops(
             per_frame=self.project_coarse.flops + self.coarse_cell.flops + gate,
@@ -167,13 +201,6 @@ class LiteEval(Method):
     def usage_gap(self, fine_share: float) -> float:
         """λ (share − γ)²: the price of usage in equation 7."""
         return self.config.usage_weight * (fine_share - self.config.fine_share_target) ** 2
-
-
-def synchronise(coarse: State, fine: State) -> State:
-    """[h_c[t], h_f[t−1][D_c:]] for each part of the state: equation 5."""
-    return tuple(
-        torch.cat([c, f[:, c.shape[1] :]], dim=1) for c, f in zip(coarse, fine, strict=True)
-    )
 
 
 def gumbel_noise(uniform_N2: Tensor) -> Tensor:

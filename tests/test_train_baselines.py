@@ -40,8 +40,8 @@ def test_uniform_averages_the_softmax_scores_of_scikit_learns_logistic_regressio
     regression = LogisticRegression().fit(random.standard_normal((60, 6)), np.arange(60) % CLASSES)
     method = make_method("uniform", "fine_projection=0", "l2_normalise=false").eval()
     with torch.no_grad():
-        method.classifier.weight.copy_(torch.from_numpy(regression.coef_))
-        method.classifier.bias.copy_(torch.from_numpy(regression.intercept_))
+        method.fine.classifier.weight.copy_(torch.from_numpy(regression.coef_))
+        method.fine.classifier.bias.copy_(torch.from_numpy(regression.intercept_))
     scores_BK = method.predict(batch).scores_BK
     for video, item in enumerate(batch.samples):
         expected_K = regression.predict_proba(item.fine_TD).mean(axis=0)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from liteeval_train.cells import LoopLinear, LSTMCell, Projection, zero_state
+from liteeval_train.cells import LoopLinear, LSTMCell, Projection
 
 
 def test_lstm_cell_agrees_with_torch_lstm():
@@ -18,7 +18,7 @@ def test_lstm_cell_agrees_with_torch_lstm():
     x_TBD = torch.randn(9, 4, 5)
     expected_TBH, (_, c_1BH) = reference(x_TBD)
     inputs_TBG, step = cell.inputs(x_TBD), cell.begin()
-    state = zero_state(cell, 4, like=x_TBD)
+    state = cell.zero_state(4, like=x_TBD)
     outputs = []
     for inputs_BG in inputs_TBG:
         state = step(inputs_BG, state)

@@ -1,4 +1,7 @@
-"""LSTM: a recurrent network over the fine rows of all frames; its last state decides."""
+"""LSTM: a recurrent network over the fine rows of all frames; its last state decides.
+
+LSTM-CF reads the coarse and the fine row of every frame, one beside the other.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,75 @@ class FrameLSTM(Method):
     reads_coarse = False
 
     def __init__(
-        self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
+        self,
+        config: TrainConfig,
+        *,
+        coarse_dim: int,
+        fine_dim: int,
+        classes: int,
+        coarse_width: int = 0,
     ) -> None:
         super().__init__(config)
         self.project_fine = Projection(
             fine_dim, config.fine_projection, l2_normalise=config.l2_normalise
         )
-        self.lstm = nn.LSTM(self.project_fine.width, config.fine_hidden)
+        self.lstm = nn.LSTM(coarse_width + self.project_fine.width, config.fine_hidden)
         self.classifier = nn.Linear(config.fine_hidden, classes)
 
-    def _logits(self, batch: Batch) -> Tensor:
+    def frame_features(self, batch: Batch) -> Tensor:
+        """(N, D) what the LSTM reads at each frame."""
+        return self.project_fine(batch.fine_ND)
+
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(N, H) outputs and (B, H) the last of each video."""
         sizes = torch.tensor(batch.packing.step_sizes)
-        packed = PackedSequence(self.project_fine(batch.fine_ND), sizes)
-        _, (last_1BH, _) = self.lstm(packed)
-        return self.classifier(last_1BH[0])
+        packed = PackedSequence(self.frame_features(batch), sizes)
+        outputs, (last_1BH, _) = self.lstm(packed)
+        return outputs.data, last_1BH[0]
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        loss = classification_loss(self._logits(batch), batch.labels_BK)
+        loss = classification_loss(self.classifier(self._run(batch)[1]), batch.labels_BK)
         return TrainingStep(loss, {"classification": loss.detach()})
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Prediction:
-        scores_BK = self._logits(batch).softmax(dim=1)
-        return Prediction(scores_BK, torch.ones_like(batch.video_N, dtype=torch.bool))
+    def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
+        outputs_NH, last_BH = self._run(batch)
+        steps_NK = self.classifier(outputs_NH).softmax(dim=1) if every_step else None
+        all_N = torch.ones_like(batch.video_N, dtype=torch.bool)
+        return Prediction(self.classifier(last_BH).softmax(dim=1), all_N, all_N, steps_NK)
 
     def head_flops(self) -> HeadFlops:
         hidden = self.lstm.hidden_size
         cell = 4 * hidden * (self.lstm.input_size + hidden)
         classifier = hidden * self.classifier.out_features
         return HeadFlops(0, self.project_fine.flops + cell, classifier)
+
+
+class FrameLSTMCF(FrameLSTM):
+    """LSTM over coarse and fine rows."""
+
+    reads_coarse = True
+
+    def __init__(
+        self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
+    ) -> None:
+        project_coarse = Projection(
+            coarse_dim, config.coarse_projection, l2_normalise=config.l2_normalise
+        )
+        super().__init__(
+            config,
+            coarse_dim=coarse_dim,
+            fine_dim=fine_dim,
+            classes=classes,
+            coarse_width=project_coarse.width,
+        )
+        self.project_coarse = project_coarse
+
+    def frame_features(self, batch: Batch) -> Tensor:
+        return torch.cat(
+            [self.project_coarse(batch.coarse_ND), super().frame_features(batch)], dim=1
+        )
+
+    def head_flops(self) -> HeadFlops:
+        fine = super().head_flops()
+        return HeadFlops(self.project_coarse.flops, fine.per_fine_frame, fine.per_video)

@@ -1,4 +1,7 @@
-"""UNIFORM: a classifier on evenly spaced fine frames; the mean of their softmax scores decides."""
+"""UNIFORM: a classifier on evenly spaced frames; the mean of their softmax scores decides.
+
+UNIFORM-CF adds the coarse rows of the same frames: a frame's score is the mean of both.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,25 @@ from torch import Tensor, nn
 from liteeval_train.cells import Projection
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch
-from liteeval_train.losses import classification_loss
+from liteeval_train.losses import classification_loss_per_row
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
+
+
+class FrameClassifier(nn.Module):
+    """Projection, then one linear layer."""
+
+    def __init__(self, inputs: int, projection: int, classes: int, *, l2_normalise: bool) -> None:
+        super().__init__()
+        self.project = Projection(inputs, projection, l2_normalise=l2_normalise)
+        self.classifier = nn.Linear(self.project.width, classes)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, K) logits."""
+        return self.classifier(self.project(x_ND))
+
+    @property
+    def flops(self) -> int:
+        return self.project.flops + self.classifier.in_features * self.classifier.out_features
 
 
 class Uniform(Method):
@@ -22,25 +42,49 @@ class Uniform(Method):
     ) -> None:
         super().__init__(config)
         self.max_frames = min(config.frames, config.max_frames)
-        self.project_fine = Projection(
-            fine_dim, config.fine_projection, l2_normalise=config.l2_normalise
+        self.fine = FrameClassifier(
+            fine_dim, config.fine_projection, classes, l2_normalise=config.l2_normalise
         )
-        self.classifier = nn.Linear(self.project_fine.width, classes)
 
-    def _frame_logits(self, batch: Batch) -> Tensor:
-        return self.classifier(self.project_fine(batch.fine_ND))
+    def frame_logits(self, batch: Batch) -> list[Tensor]:
+        """(N, K) logits of each classifier."""
+        return [self.fine(batch.fine_ND)]
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        loss = classification_loss(self._frame_logits(batch), batch.labels_BK[batch.video_N])
+        labels_NK = batch.labels_BK[batch.video_N]
+        losses = [classification_loss_per_row(x, labels_NK) for x in self.frame_logits(batch)]
+        weight_N = 1 / (batch.lengths_B[batch.video_N] * len(batch.lengths_B))
+        loss = (torch.stack(losses).sum(dim=0) * weight_N).sum()
         return TrainingStep(loss, {"classification": loss.detach()})
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Prediction:
-        scores_NK = self._frame_logits(batch).softmax(dim=1)
+    def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
+        """`step_scores_NK` are those of each frame by itself."""
+        frame_scores = [logits.softmax(dim=1) for logits in self.frame_logits(batch)]
+        scores_NK = torch.stack(frame_scores).mean(dim=0)
         sums_BK = scores_NK.new_zeros(batch.labels_BK.shape).index_add(0, batch.video_N, scores_NK)
-        used_N = torch.ones_like(batch.video_N, dtype=torch.bool)
-        return Prediction(sums_BK / batch.lengths_B[:, None], used_N)
+        all_N = torch.ones_like(batch.video_N, dtype=torch.bool)
+        return Prediction(sums_BK / batch.lengths_B[:, None], all_N, all_N, scores_NK)
 
     def head_flops(self) -> HeadFlops:
-        classifier = self.classifier.in_features * self.classifier.out_features
-        return HeadFlops(0, self.project_fine.flops + classifier, 0)
+        return HeadFlops(0, self.fine.flops, 0)
+
+
+class UniformCF(Uniform):
+    """UNIFORM on coarse and fine rows."""
+
+    reads_coarse = True
+
+    def __init__(
+        self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
+    ) -> None:
+        super().__init__(config, coarse_dim=coarse_dim, fine_dim=fine_dim, classes=classes)
+        self.coarse = FrameClassifier(
+            coarse_dim, config.coarse_projection, classes, l2_normalise=config.l2_normalise
+        )
+
+    def frame_logits(self, batch: Batch) -> list[Tensor]:
+        return [self.coarse(batch.coarse_ND), *super().frame_logits(batch)]
+
+    def head_flops(self) -> HeadFlops:
+        return HeadFlops(self.coarse.flops, self.fine.flops, 0)
