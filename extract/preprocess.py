@@ -1,9 +1,7 @@
 """A decoded frame becomes a network's input: the published resize and crop, in uint8.
 
-Pillow does the resampling, as in the libraries that published the weights. Only the crop is
-computed, through Pillow's `box`: the same pixels as resizing the whole frame and cutting the
-middle, but for rare ones that differ by 1 of 255 because the box is kept in float32. Imports
-neither torch nor a decoder, so that decode processes stay small.
+Pillow does the resampling, as in the libraries that published the weights, and gives their very
+pixels. Imports neither torch nor a decoder, so that decode processes stay small.
 """
 
 from __future__ import annotations
@@ -65,50 +63,71 @@ class Preprocessing:
 
     def resize_and_crop(self, frame: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 → (crop_px, crop_px, 3) uint8."""
-        box = self._source_box(*frame.shape[:2])
-        if not self.antialias:
-            return _bilinear(frame, box, self.crop_px)
-        size, filter_ = (self.crop_px, self.crop_px), _FILTERS[self.interpolation]
-        return np.asarray(Image.fromarray(frame).resize(size, filter_, box=box))
-
-    def _source_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of the crop, in pixels of the source."""
+        height, width = frame.shape[:2]
         if width <= height:
             new_width, new_height = self.resize_px, int(self.resize_px * height / width)
         else:
             new_width, new_height = int(self.resize_px * width / height), self.resize_px
-        left = round((new_width - self.crop_px) / 2.0)
-        top = round((new_height - self.crop_px) / 2.0)
-        x, y = width / new_width, height / new_height
-        return (
-            left * x,
-            top * y,
-            min((left + self.crop_px) * x, width),  # rounding may leave it a hair outside
-            min((top + self.crop_px) * y, height),
-        )
+        across = _Cut(width, new_width, self.crop_px)
+        down = _Cut(height, new_height, self.crop_px)
+        if not self.antialias:
+            return _bilinear(frame, across, down)
+        return _resample(frame, across, down, _FILTERS[self.interpolation])
 
 
-def _bilinear(
-    frame: np.ndarray, box: tuple[float, float, float, float], size_px: int
+@dataclass(frozen=True)
+class _Cut:
+    """One axis: `source` pixels are resized to `resized`, of which the middle `crop` are kept."""
+
+    source: int
+    resized: int
+    crop: int
+
+    @property
+    def first(self) -> int:
+        return round((self.resized - self.crop) / 2.0)
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Start and stop of the crop in pixels of the source."""
+        scale = self.source / self.resized
+        return self.first * scale, min((self.first + self.crop) * scale, self.source)
+
+
+_LONGEST_PX = 8192
+
+
+def _resample(
+    frame: np.ndarray, across: _Cut, down: _Cut, resampling: Image.Resampling
 ) -> np.ndarray:
-    """(size_px, size_px, 3) uint8, rounded: each pixel between its 4 nearest in the source."""
-    left, top, right, bottom = box
-    top_row, bottom_row, down = _neighbours(top, bottom, size_px, frame.shape[0])
-    left_column, right_column, across = _neighbours(left, right, size_px, frame.shape[1])
-    rows = frame[top_row] * (1 - down)[:, None, None] + frame[bottom_row] * down[:, None, None]
-    across = across[None, :, None]
-    return np.rint(rows[:, left_column] * (1 - across) + rows[:, right_column] * across).astype(
-        np.uint8
-    )
+    """Resize the whole, then cut, as published: Pillow orders its two passes by the sizes, so
+    that resampling only the crop rounds differently. Only a strip that would become huge is."""
+    image = Image.fromarray(frame)
+    if max(across.resized, down.resized) > _LONGEST_PX:
+        (left, right), (top, bottom) = across.box, down.box
+        box = (left, top, right, bottom)
+        return np.asarray(image.resize((across.crop, down.crop), resampling, box=box))
+    resized = np.asarray(image.resize((across.resized, down.resized), resampling))
+    rows = slice(down.first, down.first + down.crop)
+    return resized[rows, across.first : across.first + across.crop]
 
 
-def _neighbours(
-    start: float, stop: float, count: int, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper source index of `count` pixel centres in [start, stop), and the share of
-    the upper one; half-pixel centres, edges repeated."""
-    centres = start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
-    centres = np.clip(centres, 0, length - 1)
+def _bilinear(frame: np.ndarray, across: _Cut, down: _Cut) -> np.ndarray:
+    """(crop, crop, 3) uint8, rounded: each pixel between its 4 nearest in the source."""
+    upper_row, lower_row, down_share = _neighbours(down)
+    left_column, right_column, across_share = _neighbours(across)
+    share = down_share[:, None, None]
+    rows = frame[upper_row] * (1 - share) + frame[lower_row] * share
+    share = across_share[None, :, None]
+    pixels = rows[:, left_column] * (1 - share) + rows[:, right_column] * share
+    return np.rint(pixels).astype(np.uint8)
+
+
+def _neighbours(cut: _Cut) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper source index of each pixel of the crop, and the share of the upper one;
+    half-pixel centres, edges repeated."""
+    centres = (cut.first + np.arange(cut.crop) + 0.5) * cut.source / cut.resized - 0.5
+    centres = np.clip(centres, 0, cut.source - 1)
     lower = np.floor(centres).astype(np.int64)
-    upper = np.minimum(lower + 1, length - 1)
+    upper = np.minimum(lower + 1, cut.source - 1)
     return lower, upper, (centres - lower).astype(np.float32)

@@ -6,13 +6,14 @@ video goes to its stores when its last row is computed, so a store never holds h
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -126,7 +127,23 @@ def _interruptible() -> Iterator[None]:
 
 
 def _progress(videos: int) -> tqdm[Any]:
-    return tqdm(total=videos, unit="video", desc="extract", smoothing=0.1)
+    """A bar on a terminal, a line every 10 s in a log."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=videos, unit="video", desc="extract", smoothing=0.1, mininterval=interval)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse freed activations instead of returning them to the system.
+
+    Else every batch on the CPU faults its memory in again: half of the time of MobileNetV2.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class _Assembly:
@@ -215,6 +232,8 @@ class _Run:
         self._summary = summary
         self._backbones = {backbone.spec.store_name: backbone for backbone in backbones}
         device = options.torch_device()
+        if device.type == "cpu":
+            _keep_freed_memory()
         self._writers = {
             name: FeatureWriter(
                 out / name, backbone.identity(sample_fps=options.fps, precision="float32")
@@ -227,6 +246,7 @@ class _Run:
         }
         self._assemblies: dict[str, _Assembly] = {}
         self._oldest_uncommitted: float | None = None
+        self._started = time.monotonic()
 
     def process(self, videos: Sequence[Video]) -> None:
         by_id = {video.id: video for video in videos}
@@ -297,9 +317,16 @@ class _Run:
             self._summary.rows += len(decoded.pts_seconds)
             self._summary.source_seconds += decoded.duration_seconds
             self._oldest_uncommitted = self._oldest_uncommitted or time.monotonic()
-            bar.update()
-            bar.set_postfix(rows=self._summary.rows, failed=self._summary.failures)
+            self._advance(bar)
         self._commit_if_due()
+
+    def _advance(self, bar: tqdm[Any]) -> None:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        bar.set_postfix_str(
+            f"{self._summary.rows / seconds:.1f} rows/s, {self._summary.failures} failed",
+            refresh=False,
+        )
+        bar.update()
 
     def _commit_if_due(self) -> None:
         waiting = max(len(writer) for writer in self._writers.values())
@@ -316,7 +343,7 @@ class _Run:
     def _give_up(self, video: Video, failed: Failed, bar: tqdm[Any]) -> None:
         self._assemblies.pop(video.id, None)
         self._summary.failures += 1
-        bar.update()
+        self._advance(bar)
         bar.write(f"failed: {failed.error}", file=sys.stderr)
         record = {
             "video_id": video.id,

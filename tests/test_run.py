@@ -1,0 +1,245 @@
+"""The extraction loop: right features, resumed after any end, no committed part ever harmed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import Clip, steady_times
+
+from extract.backbones import Backbone, load_backbone, parse_backbone
+from extract.decode import sample_frames
+from extract.run import ExtractOptions, extract_features
+from extract.store import FeatureStore, StoreError, part_paths, verify_store
+from extract.supervise import DecodeLimits
+from extract.videos import Video, find_videos
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(8):
+        name = f"{'sub/' if i % 2 else ''}clip {i}.{'mkv' if i % 3 else 'mp4'}"
+        times = steady_times(20 + 13 * i, 25)
+        Clip(name, "libx264", times, rate=Fraction(25)).build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return load_backbone(parse_backbone("mobilenet_v2@32"), "random")
+
+
+@pytest.fixture(scope="module")
+def larger() -> Backbone:
+    return load_backbone(parse_backbone("mobilenet_v2@64"), "random")
+
+
+def options(**changes: object) -> ExtractOptions:
+    return ExtractOptions(**{"fps": 4.0, "workers": 2, "batch_size": 7, **changes})  # type: ignore[arg-type]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Same ids, times and frames; features within float16 rounding of the same values."""
+    left, right = FeatureStore(a), FeatureStore(b)
+    assert left.video_ids == right.video_ids
+    for video_id in left.video_ids:
+        x, y = left[video_id], right[video_id]
+        np.testing.assert_array_equal(x.pts_seconds, y.pts_seconds)
+        np.testing.assert_array_equal(x.frame_index, y.frame_index)
+        scale = np.abs(x.features).max()
+        np.testing.assert_allclose(x.features, y.features, atol=1e-3 * float(scale))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, small: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an undisturbed run."""
+    out = tmp_path_factory.mktemp("whole")
+    summary = extract_features(find_videos([folder]), out, [small], options())
+    assert (summary.videos, summary.failures, summary.interrupted) == (8, 0, False)
+    return out / small.spec.store_name
+
+
+def test_rows_are_the_features_of_the_sampled_frames(
+    whole: Path, folder: Path, small: Backbone
+) -> None:
+    store = FeatureStore(whole)
+    for video in find_videos([folder]):
+        sampled = sample_frames(video.path, 4.0)
+        stored = store[video.id]
+        np.testing.assert_array_equal(stored.pts_seconds, sampled.pts_seconds)
+        np.testing.assert_array_equal(stored.frame_index, sampled.frame_index)
+        assert stored.source_path == str(video.path)
+        assert stored.source_bytes == video.path.stat().st_size
+        pixels = [small.spec.preprocessing.resize_and_crop(frame) for frame in sampled.frames]
+        with torch.inference_mode():
+            expected = small.extractor(torch.from_numpy(np.stack(pixels))).numpy()
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(stored.features, expected, atol=1e-3 * float(scale))
+    assert verify_store(whole) == []
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 1), (3, 64)])
+def test_workers_and_batch_size_change_no_feature(
+    whole: Path, folder: Path, small: Backbone, tmp_path: Path, workers: int, batch_size: int
+) -> None:
+    opts = options(workers=workers, batch_size=batch_size)
+    extract_features(find_videos([folder]), tmp_path, [small], opts)
+    assert_same(tmp_path / small.spec.store_name, whole)
+
+
+def test_other_backbones_in_a_run_change_no_feature(
+    whole: Path, folder: Path, small: Backbone, larger: Backbone, tmp_path: Path
+) -> None:
+    extract_features(find_videos([folder]), tmp_path, [larger, small], options())
+    assert_same(tmp_path / small.spec.store_name, whole)
+    assert len(FeatureStore(tmp_path / larger.spec.store_name)) == 8
+
+
+def test_a_second_run_only_does_what_is_missing(
+    folder: Path, small: Backbone, larger: Backbone, tmp_path: Path
+) -> None:
+    videos = find_videos([folder])
+    extract_features(videos[:3], tmp_path, [small], options())
+    parts = part_paths(tmp_path / small.spec.store_name)
+    again = extract_features(videos, tmp_path, [small], options())
+    assert (again.already_stored, again.videos) == (3, 5)
+    assert set(parts) < set(part_paths(tmp_path / small.spec.store_name))
+    extract_features(videos, tmp_path, [small, larger], options())
+    assert len(FeatureStore(tmp_path / larger.spec.store_name)) == 8
+    nothing = extract_features(videos, tmp_path, [small, larger], options())
+    assert (nothing.already_stored, nothing.videos, nothing.rows) == (8, 0, 0)
+
+
+def test_bad_videos_are_listed_and_the_others_done(
+    folder: Path, small: Backbone, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "text.mp4").write_text("this is no video\n" * 50)
+    (bad / "empty.mp4").touch()
+    good = (folder / "clip 0.mp4").read_bytes()
+    (bad / "cut.mp4").write_bytes(good[: len(good) // 2])
+    (bad / "good.mp4").write_bytes(good)
+    summary = extract_features(find_videos([bad]), tmp_path / "out", [small], options())
+    assert (summary.videos, summary.failures) == (1, 3)
+    lines = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    records = {record["video_id"]: record for record in map(json.loads, lines)}
+    assert records.keys() == {"text", "empty", "cut"}
+    for record in records.values():
+        assert record.keys() == {"video_id", "path", "stage", "error", "attempts", "utc"}
+        assert record["attempts"] == 2
+    assert "empty" in records["empty"]["error"]
+    assert FeatureStore(tmp_path / "out" / small.spec.store_name).video_ids == ["good"]
+
+
+def test_a_store_of_another_identity_is_refused_before_any_work(
+    whole: Path, folder: Path, small: Backbone
+) -> None:
+    before = sorted(whole.parent.rglob("*"))
+    with pytest.raises(StoreError, match="sample_fps"):
+        extract_features(find_videos([folder]), whole.parent, [small], options(fps=1.0))
+    assert sorted(whole.parent.rglob("*")) == before
+
+
+def test_a_video_that_vanishes_is_a_failure_not_an_end(
+    folder: Path, small: Backbone, tmp_path: Path
+) -> None:
+    videos = [Video("gone", tmp_path / "gone.mp4"), *find_videos([folder])[:1]]
+    summary = extract_features(videos, tmp_path / "out", [small], options())
+    assert (summary.videos, summary.failures) == (1, 1)
+
+
+def test_hanging_videos_take_their_limit_and_no_more(
+    folder: Path, small: Backbone, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    videos = [Video("pipe", tmp_path / "pipe.mp4"), *find_videos([folder])]
+    opts = options(limits=DecodeLimits(timeout_seconds=1.0))
+    summary = extract_features(videos, tmp_path / "out", [small], opts)
+    assert (summary.videos, summary.failures) == (8, 1)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from extract.backbones import load_backbone, parse_backbone
+from extract.run import ExtractOptions, extract_features
+from extract.videos import find_videos
+if __name__ == "__main__":
+    backbone = load_backbone(parse_backbone("mobilenet_v2@32"), "random")
+    options = ExtractOptions(fps=4.0, workers=2, batch_size=7, commit_videos=1)
+    print("ready", flush=True)
+    summary = extract_features(find_videos([Path({folder!r})]), Path({out!r}), [backbone], options)
+    sys.exit(130 if summary.interrupted else 0)
+"""
+
+
+def start(folder: Path, out: Path, script: Path) -> subprocess.Popen[str]:
+    script.write_text(SCRIPT.format(root=str(ROOT), folder=str(folder), out=str(out)))
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_killed_runs_lose_no_committed_part_and_are_completed(
+    whole: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    store = out / whole.name
+    kept: set[Path] = set()
+    generator = random.Random(0)
+    for _ in range(3):
+        process = start(folder, out, tmp_path / "run.py")
+        time.sleep(generator.uniform(0.3, 2.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert kept <= set(part_paths(store))
+        kept = set(part_paths(store))
+        assert not kept or verify_store(store) == []
+    assert start(folder, out, tmp_path / "run.py").wait(timeout=120) == 0
+    assert_same(store, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_commits_what_is_complete_and_says_interrupted(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    os.mkfifo(folder / "waits.mp4")  # keeps the run alive until the signal
+    try:
+        process = start(folder, out, tmp_path / "run.py")
+        store = out / "mobilenet_v2_32"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not part_paths(store):
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 130
+    finally:
+        (folder / "waits.mp4").unlink()
+    assert verify_store(store) == []
+    assert not list(store.glob("*.tmp"))
+
+
+def test_two_runs_on_one_output_give_a_sound_store(
+    whole: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    processes = [start(folder, out, tmp_path / f"run{i}.py") for i in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert verify_store(out / whole.name) == []
+    assert_same(out / whole.name, whole)

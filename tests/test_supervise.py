@@ -1,0 +1,164 @@
+"""Decode processes that hang, die or run out of memory harm no other video."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from clips import Clip, read_number, steady_times
+
+from extract.preprocess import Preprocessing
+from extract.supervise import (
+    Decoded,
+    DecodeLimits,
+    DecodePool,
+    DecodeTask,
+    Event,
+    Failed,
+    Rows,
+    Started,
+    WorkerOptions,
+)
+
+WHOLE = Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3)
+
+
+def options(**limits: float) -> WorkerOptions:
+    return WorkerOptions(
+        inputs={"x": WHOLE}, fps=5.0, decoder="auto", limits=DecodeLimits(**limits)
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [
+        Clip(f"{n}.mp4", "libx264", steady_times(n, 25), width=64).build(folder)
+        for n in (10, 25, 60)
+    ]
+
+
+def task(path: Path) -> DecodeTask:
+    return DecodeTask(path.name, path, ("x",))
+
+
+def collect(events: list[Event], video_id: str) -> np.ndarray:
+    """All rows of one video, put where their numbers say."""
+    rows: np.ndarray | None = None
+    for event in events:
+        if event.video_id == video_id and isinstance(event, Started):
+            rows = np.zeros((event.rows, 64, 64, 3), np.uint8)
+        elif event.video_id == video_id and isinstance(event, Rows):
+            assert rows is not None
+            rows[event.first : event.first + len(event.pixels["x"])] = event.pixels["x"]
+    assert rows is not None
+    return rows
+
+
+def copied(event: Event) -> Event:
+    """Rows are valid only until the next event."""
+    if isinstance(event, Rows):
+        return Rows(event.video_id, event.first, {k: v.copy() for k, v in event.pixels.items()})
+    return event
+
+
+def run(paths: list[Path], opts: WorkerOptions, workers: int = 2) -> list[Event]:
+    with DecodePool(workers, opts) as pool:
+        return [copied(event) for event in pool.run(task(path) for path in paths)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_video_ends_once_with_its_right_rows(clips: list[Path], workers: int) -> None:
+    events = run(clips, options(), workers)
+    for path, frames in zip(clips, (10, 25, 60), strict=True):
+        (end,) = [e for e in events if isinstance(e, Decoded) and e.video_id == path.name]
+        assert end.frame_index.tolist() == list(range(0, frames, 5))  # 25 fps at 5 rows a second
+        rows = collect(events, path.name)
+        assert [_left_bits(row) for row in rows] == [_left_bits_of(n) for n in range(0, frames, 5)]
+
+
+def _left_bits(picture: np.ndarray) -> list[bool]:
+    """The eight bits in the first 64 columns of an index-coded picture."""
+    return [
+        bool(picture[16 * (i % 4) + 8, 16 * (i // 4) + 8].mean() > 128) for i in range(0, 16, 2)
+    ]
+
+
+def _left_bits_of(number: int) -> list[bool]:
+    return [bool(number >> bit & 1) for bit in range(8)]
+
+
+def test_a_file_that_blocks_for_ever_is_killed_and_the_others_go_on(
+    clips: list[Path], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    started = time.monotonic()
+    events = run([pipe, *clips], options(timeout_seconds=1.0))
+    assert time.monotonic() - started < 30
+    (failed,) = [e for e in events if isinstance(e, Failed)]
+    assert failed.video_id == "pipe.mp4"
+    assert "time limit" in failed.error
+    assert failed.attempts == 2
+    assert len([e for e in events if isinstance(e, Decoded)]) == 3
+
+
+def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -> None:
+    path = Clip("long.mp4", "libx264", steady_times(800, 25), width=64).build(tmp_path)
+    with DecodePool(1, options(timeout_seconds=1.5, timeout_factor=0.0)) as pool:
+        events = []
+        for event in pool.run([task(path)]):
+            events.append(type(event))
+            if isinstance(event, Rows):
+                time.sleep(0.5)  # more than the limit in all: there are five blocks of 32 rows
+    assert events[-1] is Decoded
+    assert events.count(Rows) == 5
+
+
+def test_a_worker_that_is_killed_gets_its_video_done_by_another(tmp_path: Path) -> None:
+    path = Clip("long.mp4", "libx264", steady_times(800, 25), width=64).build(tmp_path)
+    events: list[Event] = []
+    with DecodePool(1, options()) as pool:
+        for event in pool.run([task(path)]):
+            if isinstance(event, Rows) and not any(isinstance(e, Rows) for e in events):
+                for child in psutil.Process().children(recursive=True):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.send_signal(signal.SIGKILL)
+            events.append(copied(event))
+    assert [type(e) for e in events].count(Started) == 2
+    assert isinstance(events[-1], Decoded)
+    rows = collect(events, path.name)
+    assert [_left_bits(row) for row in rows] == [_left_bits_of(n) for n in range(0, 800, 5)]
+
+
+def test_a_video_that_needs_too_much_memory_fails_alone(clips: list[Path], tmp_path: Path) -> None:
+    huge = Clip("huge.mp4", "libx264", steady_times(2, 25), width=4096, height=4096)
+    opts = options(memory_bytes=120 << 20)
+    events = run([huge.build(tmp_path), clips[0]], opts, workers=1)
+    (failed,) = [e for e in events if isinstance(e, Failed)]
+    assert failed.video_id == "huge.mp4"
+    assert [e.video_id for e in events if isinstance(e, Decoded)] == ["10.mp4"]
+
+
+def test_no_process_stays_behind(clips: list[Path]) -> None:
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    run(clips, options())
+    after = {
+        p.pid
+        for p in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(p.cmdline())
+    }
+    assert after <= before
+
+
+def test_the_clips_do_carry_their_numbers() -> None:
+    """The reading above agrees with the one of the clips' own module."""
+    from clips import draw_number
+
+    for number in (0, 5, 77, 255):
+        grey = draw_number(number)
+        assert _left_bits(np.stack([grey] * 3, axis=2)) == _left_bits_of(number)
+        assert read_number(np.stack([grey] * 3, axis=2)) == number
