@@ -63,7 +63,12 @@ def main() -> None:
 @click.option("--workers", default=0, type=click.IntRange(0, 1024),
               help="Decode processes; 0, the default: cores − 1.")  # fmt: skip
 @click.option("--decoder", default="auto", show_default=True, type=click.Choice(["auto", "pyav"]))
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1, 4096))
+@click.option("--batch-size", default=0, type=click.IntRange(0, 4096),
+              help="Rows per batch; 0, the default: what suits the device.")  # fmt: skip
+@click.option("--precision", default="fp32", show_default=True,
+              type=click.Choice(["fp32", "tf32", "bf16", "fp16"]))  # fmt: skip
+@click.option("--shard", metavar="I/N",
+              help="Only the videos of shard I (from 0) of N, by a hash of their ids.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
               type=click.FloatRange(0.1),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
@@ -79,6 +84,8 @@ def run(
     workers: int,
     decoder: str,
     batch_size: int,
+    precision: str,
+    shard: str | None,
     timeout_seconds: float,
     labels: Path | None,
     as_json: bool,
@@ -95,7 +102,7 @@ def run(
     """
     from extract.run import ExtractOptions, extract_features
     from extract.supervise import DecodeLimits
-    from extract.videos import find_videos
+    from extract.videos import find_videos, take_shard
 
     with _user_errors():
         found = find_videos(videos)
@@ -103,6 +110,8 @@ def run(
             raise click.ClickException(f"no video file in {', '.join(map(str, videos))}")
         if labels is not None:
             found = _labelled(found, labels)
+        if shard is not None:
+            found = take_shard(found, *_parse_shard(shard))
         loaded = _load(backbones, weights)
         options = ExtractOptions(
             fps=fps,
@@ -110,6 +119,7 @@ def run(
             workers=workers,
             decoder=decoder,
             batch_size=batch_size,
+            precision=precision,
             limits=DecodeLimits(timeout_seconds=timeout_seconds),
         )
         summary = extract_features(found, out, loaded, options)
@@ -134,6 +144,13 @@ def _print_summary(facts: dict[str, Any], out: Path) -> None:
     )
     if facts["failures"]:
         click.echo(f"the failures are listed in {out / 'failures.jsonl'}")
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal():
+        raise click.UsageError(f"--shard {text}: expected I/N, for example 0/8")
+    return int(index), int(count)
 
 
 def _labelled(found: list[Any], labels: Path) -> list[Any]:
@@ -260,24 +277,119 @@ def inspect(store: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Also decode and compute a sample of videos again.")
+@click.option("--sample", default=5, show_default=True, type=click.IntRange(1),
+              help="How many videos --deep recomputes per store.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
+              help="For --deep: the weights files that the stores were made with.")  # fmt: skip
 @_json_option
-def verify(stores: tuple[Path, ...], as_json: bool) -> None:
+def verify(
+    stores: tuple[Path, ...], deep: bool, sample: int, weights: tuple[str, ...], as_json: bool
+) -> None:
     """Check every part of STORES: structure, identity, offsets, order, finite values.
 
     \b
     Example:
       liteeval-extract verify features/*
+      liteeval-extract verify features/resnet101_224 --deep --weights resnet101=resnet101.pth
     """
     from extract.store import verify_store
 
     with _user_errors():
         problems = {str(store): verify_store(store) for store in stores}
+        if deep:
+            for store in stores:
+                problems[str(store)] += _verify_deep(store, sample, weights)
     if as_json:
         _print_json({"problems": problems, "ok": not any(problems.values())})
     else:
-        for store, lines in problems.items():
-            click.echo(f"{store}: " + ("ok" if not lines else f"{len(lines)} problems"))
+        for name, lines in problems.items():
+            click.echo(f"{name}: " + ("ok" if not lines else f"{len(lines)} problems"))
             for line in lines:
                 click.echo(f"  {line}")
     if any(problems.values()):
         sys.exit(1)
+
+
+def _verify_deep(path: Path, sample: int, weights: tuple[str, ...]) -> list[str]:
+    from extract.deep import recompute_sample
+    from extract.store import FeatureStore
+
+    store = FeatureStore(path)
+    identity = store.identity
+    name = f"{identity.backbone}@{identity.input_size_px}"
+    chosen = [w for w in weights if w.partition("=")[0] in (identity.backbone, name)]
+    if identity.weights.startswith("random"):
+        chosen = [f"{name}=random"]
+    (backbone,) = _load((name,), tuple(chosen))
+    return recompute_sample(store, backbone, videos=sample)
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--rows-per-part", default=100_000, show_default=True, type=click.IntRange(1))
+def compact(store: Path, rows_per_part: int) -> None:
+    """Rewrite the many parts of a STORE as few large ones, videos in order of their ids.
+
+    A crash in the middle loses nothing. Do not compact a store while it is being read.
+
+    \b
+    Example:
+      liteeval-extract compact features/resnet101_224
+    """
+    from extract.store import compact_store
+
+    with _user_errors():
+        before, after = compact_store(store, rows_per_part=rows_per_part)
+    click.echo(f"{store}: {before} parts became {after}")
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--format", "format_", required=True, type=click.Choice(["npy", "parquet"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path),
+              help="A folder for npy, a file for parquet.")  # fmt: skip
+def export(store: Path, format_: str, out: Path) -> None:
+    """Write a STORE for other tools: a .npy per video with a table, or one Parquet file.
+
+    \b
+    Example:
+      liteeval-extract export features/resnet101_224 --format npy --out npy/
+    """
+    from extract.export import export_npy, export_parquet
+    from extract.store import FeatureStore
+
+    with _user_errors():
+        opened = FeatureStore(store)
+        (export_npy if format_ == "npy" else export_parquet)(opened, out)
+    click.echo(f"{out}: {len(opened)} videos")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--list", "list_", type=click.Path(path_type=Path),
+              help="Write the videos as a list that `run` takes.")  # fmt: skip
+@_json_option
+def failures(out: Path, list_: Path | None, as_json: bool) -> None:
+    """List the videos below OUT that could not be done, and the command that tries them again.
+
+    \b
+    Example:
+      liteeval-extract failures features --list retry.csv
+    """
+    from extract.failures import open_failures, retry_command, write_retry_list
+
+    with _user_errors():
+        records = open_failures(out)
+        command = retry_command(out, list_ or Path("retry.csv"))
+    if list_ is not None:
+        write_retry_list(records, list_)
+    if as_json:
+        _print_json({"failures": records, "retry": command})
+        return
+    for record in records:
+        click.echo(f"{record['video_id']}: {record['error']} ({record['attempts']} attempts)")
+    click.echo(f"{len(records)} videos failed")
+    if records:
+        hint = "" if list_ else " after --list retry.csv"
+        click.echo(f"to try them again{hint}: {command}")

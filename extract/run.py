@@ -7,15 +7,15 @@ video goes to its stores when its last row is computed, so a store never holds h
 from __future__ import annotations
 
 import ctypes
-import json
+import math
 import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from extract.backbones import Backbone
+from extract.failures import append_failure
 from extract.store import FeatureStore, FeatureWriter, VideoFeatures, part_paths
 from extract.supervise import (
     Decoded,
@@ -38,7 +39,7 @@ from extract.supervise import (
 )
 from extract.videos import Video
 
-FAILURES = "failures.jsonl"
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class ExtractOptions:
     device: str = "auto"
     workers: int = 0  # decode processes; 0: one per core, less one for the networks
     decoder: str = "auto"
-    batch_size: int = 32
+    batch_size: int = 0  # rows; 0: what suits the device
+    precision: str = "fp32"
     commit_videos: int = 64
     commit_seconds: float = 60.0
     limits: DecodeLimits = field(default_factory=DecodeLimits)
@@ -146,6 +148,15 @@ def _keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which networks run at a precision; float32 is float32, without TF32."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
 class _Assembly:
     """The rows of one video on their way through the networks."""
 
@@ -180,16 +191,28 @@ class _Assembly:
 
 
 class _Batcher:
-    """Fills batches of a fixed size with rows of many videos and runs one network on them."""
+    """Fills batches of a fixed size with rows of many videos and runs one network on them.
 
-    def __init__(self, backbone: Backbone, device: torch.device, batch_size: int) -> None:
+    On a GPU two buffers take turns: while one batch is computed, the next is filled; features
+    come back when the buffer of their batch is needed again.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, options: ExtractOptions) -> None:
         self._name = backbone.spec.store_name
         self._device = device
+        self._precision = options.precision
         self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
-        shape = (batch_size, *backbone.spec.preprocessing.row_shape)
-        self._pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        row_shape = backbone.spec.preprocessing.row_shape
+        size = options.batch_size or _default_batch_size(row_shape, device)
+        cuda = device.type == "cuda"
+        self._buffers = [
+            torch.empty((size, *row_shape), dtype=torch.uint8, pin_memory=cuda)
+            for _ in range(2 if cuda else 1)
+        ]
+        self._pixels = self._buffers.pop()
         self._owners: list[tuple[_Assembly, int, int]] = []
         self._filled = 0
+        self._computing: deque[_Batch] = deque()
 
     def add(self, assembly: _Assembly, first: int, pixels: np.ndarray) -> None:
         """Take rows first, first + 1, … of a video."""
@@ -200,21 +223,60 @@ class _Batcher:
             self._filled += count
             pixels, first = pixels[count:], first + count
             if self._filled == len(self._pixels):
-                self.flush()
+                self._compute()
 
     def flush(self) -> None:
-        """Run the network on what is there and hand the features to their videos."""
-        if not self._filled:
-            return
-        with torch.inference_mode():
+        """Compute what is there and hand all features to their videos."""
+        if self._filled:
+            self._compute()
+        while self._computing:
+            self._collect()
+
+    def _compute(self) -> None:
+        """Start the network on the filled buffer and make another one ready."""
+        with torch.inference_mode(), autocast(self._device, self._precision):
             pixels = self._pixels[: self._filled].to(self._device, non_blocking=True)
-            features = self._extractor(pixels).to("cpu", torch.float16).numpy()
+            features = self._extractor(pixels).to(torch.float16)
+            ready = None
+            if self._device.type == "cuda":
+                there = torch.empty_like(features, device="cpu", pin_memory=True)
+                features = there.copy_(features, non_blocking=True)
+                ready = torch.cuda.Event()
+                ready.record()
+        self._computing.append(_Batch(features, self._owners, self._pixels, ready))
+        self._owners, self._filled = [], 0
+        if not self._buffers:
+            self._collect()
+        self._pixels = self._buffers.pop()
+
+    def _collect(self) -> None:
+        """Wait for the oldest batch and hand its features to their videos."""
+        batch = self._computing.popleft()
+        if batch.ready is not None:
+            batch.ready.synchronize()
+        features = batch.features.numpy()
         position = 0
-        for assembly, first, count in self._owners:
+        for assembly, first, count in batch.owners:
             assembly.put(self._name, first, features[position : position + count])
             position += count
-        self._owners.clear()
-        self._filled = 0
+        self._buffers.append(batch.pixels)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch on its way through a network, and whose rows are in it."""
+
+    features: torch.Tensor
+    owners: list[tuple[_Assembly, int, int]]
+    pixels: torch.Tensor
+    ready: torch.cuda.Event | None
+
+
+def _default_batch_size(row_shape: tuple[int, ...], device: torch.device) -> int:
+    """Measured: small batches stay in the CPU's caches; a GPU wants some 10 MB of pixels."""
+    if device.type == "cpu":
+        return 8 if len(row_shape) == 3 else 1
+    return max(8, min(128, (16 << 20) // math.prod(row_shape)))
 
 
 class _Run:
@@ -236,13 +298,13 @@ class _Run:
             _keep_freed_memory()
         self._writers = {
             name: FeatureWriter(
-                out / name, backbone.identity(sample_fps=options.fps, precision="float32")
+                out / name,
+                backbone.identity(sample_fps=options.fps, precision=options.precision),
             )
             for name, backbone in self._backbones.items()
         }
         self._batchers = {
-            name: _Batcher(backbone, device, options.batch_size)
-            for name, backbone in self._backbones.items()
+            name: _Batcher(backbone, device, options) for name, backbone in self._backbones.items()
         }
         self._assemblies: dict[str, _Assembly] = {}
         self._oldest_uncommitted: float | None = None
@@ -345,13 +407,11 @@ class _Run:
         self._summary.failures += 1
         self._advance(bar)
         bar.write(f"failed: {failed.error}", file=sys.stderr)
-        record = {
-            "video_id": video.id,
-            "path": str(video.path),
-            "stage": failed.stage,
-            "error": failed.error,
-            "attempts": failed.attempts,
-            "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        with (self._out / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        append_failure(
+            self._out,
+            video.id,
+            video.path,
+            stage=failed.stage,
+            error=failed.error,
+            attempts=failed.attempts,
+        )

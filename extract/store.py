@@ -482,6 +482,32 @@ def verify_store(path: str | os.PathLike[str]) -> list[str]:
     return problems
 
 
+def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000) -> tuple[int, int]:
+    """Rewrite a store as few large parts, videos in order of their ids.
+
+    New parts are complete before an old one goes; a crash between leaves some videos in two
+    parts, which readers take once. Parts that others commit meanwhile are left as they are.
+
+    Returns: number of parts before and after.
+    """
+    store = FeatureStore(path)
+    old = part_paths(store.path)
+    new: list[Path | None] = []
+    with FeatureWriter(path, store.identity) as writer:
+        rows = 0
+        for video_id in store.video_ids:
+            writer.add(video_id, store[video_id])
+            rows += store.rows(video_id)
+            if rows >= rows_per_part:
+                new.append(writer.commit())
+                rows = 0
+        new.append(writer.commit())
+    store.close()
+    for part in old:
+        part.unlink()
+    return len(old), sum(part is not None for part in new)
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,16 @@ def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Video]:
                     "rename one or extract them to different outputs"
                 )
     return [found[video_id] for video_id in sorted(found)]
+
+
+def take_shard(videos: list[Video], index: int, count: int) -> list[Video]:
+    """The videos of shard `index` (from 0) of `count`, by a hash of the id alone.
+
+    Raises: VideoListError unless 0 ≤ index < count.
+    """
+    if not 0 <= index < count:
+        raise VideoListError(f"shard {index}/{count}: expected i/n with 0 ≤ i < n")
+    return [v for v in videos if zlib.crc32(v.id.encode()) % count == index]
 
 
 def _expand(source: Path) -> Iterator[Video]:
