@@ -117,22 +117,68 @@ def fit(
 @click.option("--coarse", type=STORE, help="Instead of the store the run was trained on.")
 @click.option("--fine", type=STORE, help="Instead of the store the run was trained on.")
 @click.option("--labels", type=FILE, help="Instead of the labels the run was trained on.")
+@click.option(
+    "--average-precision",
+    type=click.Choice(("plain", "interpolated")),
+    default="plain",
+    show_default=True,
+    help="interpolated is ActivityNet's.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def evaluate(run: Path, as_json: bool, **options: Any) -> None:
+@click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
+@click.option("--budgets", metavar="A-B", help="The same for each budget from A to B.")
+@click.option("--watched", is_flag=True, help="Predict after each tenth of the video.")
+@click.option("--reads-of", type=RUN, help="A liteeval run: budgets of uniform end where it read.")
+def evaluate(
+    run: Path,
+    as_json: bool,
+    budget: int | None,
+    budgets: str | None,
+    watched: bool,
+    reads_of: Path | None,
+    **options: Any,
+) -> None:
     """Accuracy, GFLOPs and seconds of a run's chosen model on a split.
 
-    Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl.
+    Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl. With --budget, --budgets
+    or --watched the method predicts while the video still runs; a run of uniform then gives the
+    mean score of its first K frames (seq-k), with --reads-of of K frames up to the K-th fine read
+    of that run (uniform-k).
 
     \b
     Example:
       liteeval-train evaluate runs/liteeval --split val --json
+      liteeval-train evaluate runs/liteeval --budgets 1-10
     """
     from liteeval_train.compare import format_comparison
     from liteeval_train.evaluate import evaluate_run
+    from liteeval_train.online import evaluate_budgets, evaluate_watched
 
-    summary = evaluate_run(run, **options).summary
-    click.echo(json.dumps(summary, indent=2) if as_json else format_comparison([summary], "table"))
+    if sum((budget is not None, budgets is not None, watched)) > 1:
+        raise click.UsageError("give one of --budget, --budgets and --watched")
+    where = {"split": options["split"], "device": options["device"]}
+    if watched:
+        result: Any = evaluate_watched(run, **where)
+    elif budgets is not None:
+        result = evaluate_budgets(run, _parse_range(budgets), reads_of=reads_of, **where)
+    elif budget is not None:
+        result = evaluate_budgets(run, [budget], reads_of=reads_of, **where)[0]
+    else:
+        result = evaluate_run(run, **options).summary
+    rows = result if isinstance(result, list) else [result]
+    click.echo(json.dumps(result, indent=2) if as_json else format_comparison(rows, "table"))
+
+
+def _parse_range(text: str) -> range:
+    first, _, last = text.partition("-")
+    try:
+        values = range(int(first), int(last or first) + 1)
+    except ValueError:
+        values = range(0)
+    if not values or values[0] < 1:
+        raise click.UsageError(f"--budgets {text!r}: expected A-B with 1 ≤ A ≤ B, such as 1-10")
+    return values
 
 
 @main.command()
@@ -158,3 +204,58 @@ def compare(runs: tuple[Path, ...], split: str, style: str, device: str) -> None
 
     summaries = [read_or_evaluate(run, split=split, device=device) for run in runs]
     click.echo(format_comparison(summaries, style))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=RUN)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
+)
+@click.option("--split", type=click.Choice(("train", "val", "test")), default="val")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+def figures(runs: tuple[Path, ...], out: Path, split: str, device: str) -> None:
+    """Pictures of runs, each as PNG and as CSV.
+
+    Accuracy against GFLOPs by budget, against the share of the video seen, fine frames per class,
+    usage over training.
+
+    \b
+    Example:
+      liteeval-train figures runs/uniform runs/lstm runs/liteeval --out figures
+    """
+    from liteeval_train.run_figures import draw_run_figures
+
+    for path in draw_run_figures(runs, out, split=split, device=device):
+        click.echo(path)
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="New folder."
+)
+@click.option("--needs", type=click.Choice(("detail", "context")), default="detail")
+@click.option("--videos", type=click.IntRange(8), default=600, show_default=True)
+@click.option("--classes", type=click.IntRange(2), default=10, show_default=True)
+@click.option("--min-frames", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--max-frames", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--key-share", type=float, default=0.05, show_default=True, help="Of frames.")
+@click.option("--hint-strength", type=float, default=6.0, show_default=True)
+@click.option("--detail-strength", type=float, default=6.0, show_default=True)
+@click.option("--context-strength", type=float, default=2.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def simulate(out: Path, **options: Any) -> None:
+    """A pair of stores with labels in which the right policy is known.
+
+    Only the fine rows of a few key frames tell the two classes of a pair apart; coarse rows hint
+    at which frames those are. With --needs context, the pair itself stands in coarse rows alone.
+    Strengths are in deviations of the noise.
+
+    \b
+    Example:
+      liteeval-train simulate --out simulated --needs context --videos 800 --classes 6
+    """
+    from liteeval_train.simulate import Simulation
+    from liteeval_train.simulate import simulate as write
+
+    write(Simulation(**options), out)
+    click.echo(f"{out}: coarse, fine, labels.csv, key_frames.jsonl, simulation.json")

@@ -38,7 +38,12 @@ def format_comparison(summaries: Sequence[dict[str, Any]], style: str) -> str:
         return json.dumps({"flop_convention": FLOP_CONVENTION, "runs": list(summaries)}, indent=2)
     if style == "csv":
         return _csv(summaries)
-    rows = [HEADER, *(_cells(summary) for summary in summaries)]
+    extra = [key for key in ("budget", "watched") if any(key in s for s in summaries)]
+    rows = [
+        (*row, *(str(summary.get(key, "")) for key in extra))
+        for row, summary in zip(map(_cells, summaries), summaries, strict=True)
+    ]
+    rows.insert(0, (*HEADER, *extra))
     splits = sorted({summary["split"] for summary in summaries})
     note = f"split {', '.join(splits)}; {FLOP_CONVENTION}; mean ± standard deviation over videos"
     return f"{note}\n\n{_align(rows, markdown=style == 'markdown')}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 FINE_GREEN = "#009E73"  # of the Okabe-Ito palette, told apart by colour-blind readers
 BORDER_POINTS = 4.0
@@ -35,6 +37,91 @@ class Filmstrip:
             )
 
 
+# The Okabe-Ito palette without its yellow, and a mark for each, so that colour is never alone.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line, in the units of the axes."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or not self.x:
+            raise ValueError(f"{self.label}: {len(self.x)} x and {len(self.y)} y values")
+
+
+def draw_curves(curves: Sequence[Curve], path: Path, *, x_label: str, y_label: str) -> None:
+    """Write PATH.png with a line per curve, and its points as PATH.csv.
+
+    Raises: ValueError without curves.
+    """
+    if not curves:
+        raise ValueError("no curves to draw")
+    figure, axes = _figure()
+    for number, curve in enumerate(curves):
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)] if len(curve.x) <= 30 else None,
+            label=curve.label,
+        )
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if all(float(x).is_integer() for curve in curves for x in curve.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path.with_suffix(".png"))
+    rows = [(c.label, x, y) for c in curves for x, y in zip(c.x, c.y, strict=True)]
+    _write_csv(path.with_suffix(".csv"), ("line", x_label, y_label), rows)
+
+
+def draw_boxes(groups: Mapping[str, Sequence[float]], path: Path, *, y_label: str) -> None:
+    """Write PATH.png with a box per group and a dot at its mean, and all values as PATH.csv.
+
+    Groups stand in order of their means. Raises: ValueError without groups.
+    """
+    if not groups:
+        raise ValueError("no groups to draw")
+    ordered = sorted(groups.items(), key=lambda item: -float(np.mean(item[1])))
+    figure, axes = _figure(width_inches=max(6.4, 0.35 * len(groups)))
+    axes.boxplot(
+        [list(values) for _, values in ordered],
+        showmeans=True,
+        meanprops={"marker": "o", "markerfacecolor": COLOURS[1], "markeredgecolor": COLOURS[1]},
+        medianprops={"color": COLOURS[0]},
+    )
+    names = [name for name, _ in ordered]
+    axes.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, path.with_suffix(".png"))
+    rows = [(name, value) for name, values in ordered for value in values]
+    _write_csv(path.with_suffix(".csv"), ("group", y_label), rows)
+
+
+def _figure(width_inches: float = 6.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_inches, 4.2), dpi=150, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure).print_figure(path, dpi=150, facecolor="white")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 def draw_filmstrips(
     strips: Sequence[Filmstrip], path: Path, *, columns: int = 12, dpi: int = 150
 ) -> None:
@@ -48,19 +135,23 @@ def draw_filmstrips(
         raise ValueError("no filmstrips to draw")
     columns = min(columns, max(len(strip.used_T) for strip in strips))
     lines = [-(-len(strip.used_T) // columns) for strip in strips]
-    height, width = strips[0].frames_THWC.shape[1:3]
-    frame_inches = 1.1
-    line_inches = frame_inches * height / width + 0.28
-    title_inches = 0.34
-    total = sum(count * line_inches + title_inches for count in lines) + 0.3
+    frame_inches, title_inches = 1.1, 0.34
+    heights = [_aspect(strip) * frame_inches + 0.28 for strip in strips]
+    total = sum(n * h + title_inches for n, h in zip(lines, heights, strict=True)) + 0.3
     figure = Figure(figsize=(columns * frame_inches * 1.06 + 0.2, total), dpi=dpi)
     top = total - 0.05
-    for strip, count in zip(strips, lines, strict=True):
+    for strip, count, line_inches in zip(strips, lines, heights, strict=True):
         _draw_strip(figure, strip, top, columns, line_inches, title_inches)
         top -= count * line_inches + title_inches
     legend = "green border: read by the fine backbone; other frames: coarse backbone only"
     figure.text(0.1 / figure.get_figwidth(), 0.08 / total, legend, fontsize=8, color="0.3")
     FigureCanvasAgg(figure).print_figure(path, dpi=dpi, facecolor="white")
+
+
+def _aspect(strip: Filmstrip) -> float:
+    """Height of a frame over its width."""
+    height, width = strip.frames_THWC.shape[1:3]
+    return height / width
 
 
 def _draw_strip(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -66,10 +68,19 @@ def fit(
     if not options.ignore_unlabelled:
         require_labelled(pair, known)
     info = RunInfo.of(config, pair, known, _training_classes(known, pair))
-    folder = _open_run(out, info, resume=options.resume)
+    fabric = _fabric(options)
+    if config.batch_videos < 2 * fabric.world_size:
+        raise RunError(
+            f"batch_videos {config.batch_videos} is too small for {fabric.world_size} processes: "
+            "each needs at least 2"
+        )
+    folder = RunFolder(out)
+    if fabric.is_global_zero:
+        _open_run(folder, info, resume=options.resume)
+    fabric.barrier()
     progress = folder.read_progress()
     if progress is None or not progress.finished:
-        _Trainer(info, folder, pair, known, options).run()
+        _Trainer(info, folder, pair, known, options, fabric).run()
     return folder
 
 
@@ -88,21 +99,22 @@ def _training_classes(labels: Labels, pair: StorePair) -> list[str]:
     return classes
 
 
-def _open_run(out: Path, info: RunInfo, *, resume: bool) -> RunFolder:
-    folder = RunFolder(out)
+def _open_run(folder: RunFolder, info: RunInfo, *, resume: bool) -> None:
     if not folder.config.exists():
         folder.write_info(info)
-        return folder
+        return
     if not resume:
-        raise RunError(f"{out}: holds a run already; go on with --resume, or choose another --out")
+        raise RunError(
+            f"{folder.path}: holds a run already; go on with --resume, or choose another --out"
+        )
     before = folder.read_info()
     for name in ("config", "labels_sha256", "classes"):
         if getattr(before, name) != getattr(info, name):
             raise RunError(
-                f"{out}: the run there has another {name} ({_first_difference(before, info)}); "
-                "resume with what it was started with, or choose another --out"
+                f"{folder.path}: the run there has another {name} "
+                f"({_first_difference(before, info)}); resume with what it was started with, "
+                "or choose another --out"
             )
-    return folder
 
 
 def _first_difference(before: RunInfo, now: RunInfo) -> str:
@@ -122,16 +134,17 @@ class _Trainer:
         pair: StorePair,
         labels: Labels,
         options: FitOptions,
+        fabric: Fabric,
     ) -> None:
         self.info, self.config, self.folder, self.options = info, info.config, folder, options
-        self.fabric = _fabric(options)
+        self.fabric = fabric
         torch.manual_seed(self.config.seed)
         self.method: Method = info.build()
         frames = self.method.max_frames
         self.train_set = VideoSet(pair, labels, "train", classes=info.classes, max_frames=frames)
         self.val_set = VideoSet(pair, labels, "val", classes=info.classes, max_frames=frames)
         for videos in (self.train_set, self.val_set):
-            if videos.missing:
+            if videos.missing and self.fabric.is_global_zero:
                 tqdm.write(
                     f"{len(videos.missing)} labelled videos of split {videos.split} are not in "
                     f"the stores and are left out, such as {videos.missing[0]!r}",
@@ -154,6 +167,7 @@ class _Trainer:
         epochs = range(self.progress.epoch, self.config.epochs)
         steps = math.ceil(len(self.train_set) / self.config.batch_videos)
         with tqdm(
+            disable=not self.fabric.is_global_zero,
             total=steps * self.config.epochs,
             initial=steps * self.progress.epoch,
             desc=self.config.method,
@@ -168,24 +182,42 @@ class _Trainer:
         start = time.perf_counter()
         self.method.train()
         logged: list[dict[str, Tensor]] = []
-        for number, batch in enumerate(self._batches(epoch)):
+        batches = epoch_batches(
+            len(self.train_set),
+            batch_videos=self.config.batch_videos,
+            seed=self.config.seed,
+            epoch=epoch,
+        )
+        for number, batch in enumerate(self._load(batches, epoch)):
             progress = (epoch * steps + number) / (steps * self.config.epochs)
-            logged.append(self._step(batch, progress))
+            share = self._share_of_batch(batch, batches[number])
+            logged.append(self._step(batch, progress, share))
             bar.update()
         means = self._means(logged, epoch)
         seconds = time.perf_counter() - start
-        line = {"epoch": epoch + 1, **means, "train_seconds": seconds, **self._validate(epoch + 1)}
         self.progress.epoch, self.progress.step = epoch + 1, (epoch + 1) * steps
         self.progress.finished = epoch + 1 == self.config.epochs
+        if self.fabric.is_global_zero:
+            line = {"epoch": epoch + 1, **means, "train_seconds": seconds}
+            self._finish_epoch(line, bar)
+        self.fabric.barrier()
+
+    def _finish_epoch(self, line: dict[str, float], bar: tqdm) -> None:
+        """Validate, write metrics and checkpoints; the first process alone does."""
+        line |= self._validate(self.progress.epoch)
         self.folder.append_metrics(line)
         self.folder.save_last(self.method, self.optimizer, self.progress)
         shown = [key for key in ("loss", "fine_share", "val_map") if key in line]
         bar.set_postfix_str(", ".join(f"{key} {line[key]:.3f}" for key in shown), refresh=False)
 
-    def _step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def _share_of_batch(self, batch: Batch, videos: np.ndarray) -> float:
+        """What scales this process's mean loss so that DDP's mean over processes is the batch's."""
+        return len(batch.samples) * self.fabric.world_size / len(videos)
+
+    def _step(self, batch: Batch, progress: float, share: float) -> dict[str, Tensor]:
         step = self.module(batch, progress=progress)
         self.wrapped_optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(step.loss)
+        self.fabric.backward(step.loss * share)
         self.fabric.clip_gradients(
             self.module,
             self.wrapped_optimizer,
@@ -193,18 +225,15 @@ class _Trainer:
             error_if_nonfinite=False,
         )
         self.wrapped_optimizer.step()
-        return {"loss": step.loss.detach(), **step.parts}
+        parts = {"loss": step.loss.detach(), **step.parts}
+        return {name: value * share for name, value in parts.items()}
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        batches = epoch_batches(
-            len(self.train_set),
-            batch_videos=self.config.batch_videos,
-            seed=self.config.seed,
-            epoch=epoch,
-        )
+    def _load(self, batches: list[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """This process's videos of each batch of the epoch, on its device."""
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
         loader: DataLoader[Sample] = DataLoader(
             self.train_set,
-            batch_sampler=[batch.tolist() for batch in batches],
+            batch_sampler=[batch[rank::processes].tolist() for batch in batches],
             collate_fn=functools.partial(
                 _collate_with_uniforms,
                 classes=len(self.info.classes),
@@ -221,7 +250,8 @@ class _Trainer:
 
         Raises: RunError if a loss is not finite; the checkpoint of the epoch before stays.
         """
-        columns = {k: torch.stack([entry[k] for entry in logged]).cpu() for k in logged[0]}
+        columns = {k: torch.stack([entry[k] for entry in logged]) for k in logged[0]}
+        columns = {k: self._mean_over_processes(column).cpu() for k, column in columns.items()}
         bad = (~columns["loss"].isfinite()).nonzero()
         if len(bad):
             raise RunError(
@@ -231,6 +261,11 @@ class _Trainer:
                 "lower learning_rate or precision 32-true"
             )
         return {name: float(column.double().mean()) for name, column in columns.items()}
+
+    def _mean_over_processes(self, column: Tensor) -> Tensor:
+        reduced = self.fabric.all_reduce(column, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Evaluate on val and keep the model if it is the best so far.
@@ -267,13 +302,18 @@ def _collate_with_uniforms(samples: list[Sample], *, classes: int, seed: int, ep
 
 
 def _fabric(options: FitOptions) -> Fabric:
-    """One process on one device."""
+    """One process on one device, or those that torchrun started."""
     kind, _, number = options.device.partition(":")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        return Fabric(
+        fabric = Fabric(
             accelerator=kind,
-            devices=[int(number)] if number else 1,
+            devices=[int(number)] if number else int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            num_nodes=processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            strategy="ddp" if processes > 1 else "auto",
             precision=options.precision,  # type: ignore[arg-type]
         )
+        fabric.launch()
+        return fabric
     except (RuntimeError, ValueError) as error:
         raise RunError(f"--device {options.device}: {str(error).splitlines()[0]}") from error

@@ -69,6 +69,38 @@ def test_comparison_has_a_row_per_run_in_every_format(folder):
         assert float(row["gflops_mean"]) == run["gflops_mean"]
 
 
+def test_online_evaluation_prints_a_row_per_budget(folder):
+    table = invoke("evaluate", folder / "liteeval", "--budgets", "1-3").stdout.strip()
+    assert [line.split()[-1] for line in table.splitlines()[-3:]] == ["1", "2", "3"]
+    points = json.loads(invoke("evaluate", folder / "liteeval", "--watched", "--json").stdout)
+    assert [point["watched"] for point in points] == [n / 10 for n in range(1, 11)]
+    point = json.loads(invoke("evaluate", folder / "liteeval", "--budget", 1, "--json").stdout)
+    assert point["budget"] == 1
+
+
+@pytest.mark.parametrize("text", ["0-3", "3-1", "x", "1-y"])
+def test_wrong_budgets_are_wrong_usage(folder, text):
+    result = invoke("evaluate", folder / "liteeval", "--budgets", text)
+    assert result.exit_code == 2
+    assert "expected A-B" in result.stderr
+
+
+def test_figures_are_written_as_png_and_csv(folder, tmp_path):
+    result = invoke("figures", folder / "uniform", folder / "liteeval", "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    names = {"accuracy_gflops", "accuracy_watched", "usage", "fine_frames_liteeval"}
+    assert {Path(line).stem for line in result.stdout.split()} == names
+    for name in names:
+        assert (tmp_path / "f" / f"{name}.csv").stat().st_size > 20
+
+
+def test_simulation_is_written_once(tmp_path):
+    assert invoke("simulate", "--out", tmp_path / "s", "--videos", 8).exit_code == 0
+    again = invoke("simulate", "--out", tmp_path / "s", "--videos", 8)
+    assert again.exit_code == 1
+    assert "holds a simulation already" in again.stderr
+
+
 def test_existing_run_fails_with_one_line_that_says_what_to_do(folder):
     result = invoke_fit(folder, "uniform", "--method", "uniform")
     assert result.exit_code == 1

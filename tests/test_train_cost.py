@@ -34,6 +34,19 @@ def test_uniform_classifies_every_frame():
     assert head("uniform") == HeadFlops(0, 2048 * 2048 + 2048 * 239, 0)
 
 
+def test_coarse_and_fine_baselines_pay_for_both():
+    assert head("uniform+cf") == HeadFlops(1280 * 512 + 512 * 239, 2048 * 2048 + 2048 * 239, 0)
+    assert head("lstm+cf") == HeadFlops(
+        1280 * 512, 2048 * 2048 + 4 * 2048 * (512 + 2048 + 2048), 2048 * 239
+    )
+
+
+def test_agents_pay_for_each_glimpse_and_its_decisions():
+    cell = 4 * 2048 * (2048 + 1 + 2048)  # the projection and the position
+    for method, choices in (("frameglimpse", 1), ("fastforward", 7)):
+        assert head(method) == HeadFlops(0, 2048 * 2048 + cell + 2048 * (1 + choices), 2048 * 239)
+
+
 def test_cost_of_a_video_is_the_sum_of_its_parts():
     cost = video_cost(
         coarse_frames=10,

@@ -5,7 +5,14 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from liteeval_train.figures import FINE_GREEN, Filmstrip, draw_filmstrips
+from liteeval_train.figures import (
+    FINE_GREEN,
+    Curve,
+    Filmstrip,
+    draw_boxes,
+    draw_curves,
+    draw_filmstrips,
+)
 
 
 def strip(steps: int, used: list[int]) -> Filmstrip:
@@ -48,3 +55,23 @@ def test_strip_whose_lengths_differ_is_refused():
 def test_picture_without_strips_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no filmstrips"):
         draw_filmstrips([], tmp_path / "strip.png")
+
+
+def test_curves_come_with_their_points_as_csv(tmp_path):
+    draw_curves([Curve("a", [1, 2], [3.5, 4])], tmp_path / "curve", x_label="GFLOPs", y_label="%")
+    assert (tmp_path / "curve.csv").read_text().split() == ["line,GFLOPs,%", "a,1,3.5", "a,2,4"]
+    assert Image.open(tmp_path / "curve.png").width > 600
+
+
+def test_boxes_stand_in_order_of_their_means(tmp_path):
+    draw_boxes({"few": [1, 2], "many": [3, 9]}, tmp_path / "boxes", y_label="frames")
+    lines = (tmp_path / "boxes.csv").read_text().split()
+    assert lines == ["group,frames", "many,3", "many,9", "few,1", "few,2"]
+    assert Image.open(tmp_path / "boxes.png").height > 300
+
+
+def test_curve_without_points_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="0 x and 0 y"):
+        Curve("a", [], [])
+    with pytest.raises(ValueError, match="no curves"):
+        draw_curves([], tmp_path / "x", x_label="", y_label="")

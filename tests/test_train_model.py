@@ -1,5 +1,7 @@
 """LiteEval against the paper's equations, written out step by step for one video at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,68 @@ def test_training_loss_and_every_gradient_agree_with_the_equations():
     torch.testing.assert_close(step.loss, expected)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_without_synchronisation_a_skipped_frame_leaves_the_fine_state_alone():
+    model, batch = make_model("synchronise=false", "gate_bias=-1e9"), make_batch(make_samples([5]))
+    prediction = model.eval().predict(batch)
+    assert not prediction.used_N.any()
+    expected_K = torch.softmax(model.classifier.bias, dim=0)  # of the state before any frame
+    torch.testing.assert_close(prediction.scores_BK[0], expected_K)
+
+
+@pytest.mark.parametrize("cell", ["gru", "sru"])
+def test_other_cells_skip_and_synchronise_alike(cell):
+    model, batch = make_model(f"cell={cell}", "gate_bias=-1e9"), make_batch(make_samples([6, 2]))
+    prediction = model.eval().predict(batch)
+    inputs_NG = model.coarse_cell.inputs(model.project_coarse(batch.coarse_ND))
+    for video, item in enumerate(batch.samples):
+        step, state = model.coarse_cell.begin(), model.coarse_cell.zero_state(1, like=inputs_NG)
+        for row in batch.packing.rows_of(video):
+            state = step(inputs_NG[row : row + 1], state)
+        h_K = torch.cat([state[0][0], torch.zeros(8 - 4, dtype=torch.float64)])  # [h_c, 0]
+        expected_K = torch.softmax(model.classifier(h_K), dim=0)
+        torch.testing.assert_close(prediction.scores_BK[video], expected_K)
+        assert len(item.rows) in (6, 2)
+    step = model.train()(batch, progress=0.5)
+    step.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_usage_per_batch_squares_the_gap_of_the_mean_share():
+    batch = make_batch(make_samples([7, 3, 5, 1]))
+    per_video = make_model()(batch, progress=0.0).parts
+    per_batch = make_model("usage_per=batch")(batch, progress=0.0).parts
+    share = per_video["fine_share"].item()
+    assert per_batch["usage_penalty"].item() == pytest.approx((share - 0.3) ** 2)
+    assert per_video["usage_penalty"].item() > per_batch["usage_penalty"].item()
+
+
+def test_usage_weight_rises_during_its_warm_up():
+    model = make_model("usage_warmup=0.5")
+    assert [model.usage_weight(p) for p in (0.0, 0.25, 0.5, 1.0)] == [0.0, 1.0, 2.0, 2.0]
+
+
+def test_gate_bias_opens_the_gate_at_first():
+    batch = make_batch(make_samples([9, 9]))
+    for bias, expected in ((1e9, True), (-1e9, False)):
+        used_N = make_model(f"gate_bias={bias}").eval().predict(batch).used_N
+        assert used_N.tolist() == [expected] * 18
+
+
+def test_scores_of_every_step_are_those_of_the_video_cut_there():
+    model, samples = make_model().eval(), make_samples([6])
+    whole = model.predict(make_batch(samples), every_step=True)
+    for frames in range(1, 7):
+        first = replace(
+            samples[0],
+            rows=samples[0].rows[:frames],
+            coarse_TD=samples[0].coarse_TD[:frames],
+            fine_TD=samples[0].fine_TD[:frames],
+            uniform_T2=samples[0].uniform_T2[:frames],
+        )
+        cut = model.predict(make_batch([first]))
+        torch.testing.assert_close(cut.scores_BK[0], whole.step_scores_NK[frames - 1])
 
 
 def test_gradient_of_both_terms_reaches_the_gate():

@@ -175,3 +175,20 @@ def test_liteeval_learns_to_read_few_frames_finely(tmp_path):
     last = json.loads(run.metrics.read_text().splitlines()[-1])
     assert last["val_top1"] > 0.8
     assert last["val_fine_share"] < 0.3
+
+
+def test_two_processes_have_the_losses_of_one(data, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    single, double = RunFolder(tmp_path / "single"), RunFolder(tmp_path / "double")
+    one = command(data, single.path, "--set", "epochs=2")
+    subprocess.run(one, check=True, env=environment, capture_output=True)
+    two = command(data, double.path, "--set", "epochs=2")[1:]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, *two], check=True, env=environment, capture_output=True)
+    for left, right in zip(losses(single), losses(double), strict=True):
+        assert left == pytest.approx(right, rel=1e-3)
+
+
+def losses(run: RunFolder) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [(line["classification"], line["fine_share"]) for line in lines]
