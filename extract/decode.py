@@ -11,7 +11,11 @@ the truth (missing timestamps, damage, a stream that starts without a key frame)
 frame does not come out, the timeline is taken from decoding every frame instead.
 
 This file is the only one that imports a decoding library. Each call opens the file anew, decodes
-on one thread and never reaches beyond the file: demuxers and protocols are allow-listed.
+on one thread and never reaches beyond the file: demuxers and protocols are allow-listed, and
+references to other files are not followed. The size of a picture is bounded before it is decoded.
+
+decord is offered for those who want it, where the packets prove that it gives the same frames:
+it takes closed groups and constant sizes for granted and is wrong without a word elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,19 +34,21 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from extract.sampling import Timeline, row_frames
 
-DECODERS = ("auto", "pyav")
+DECODERS = ("auto", "decord", "pyav")
+ON_CORRUPT = ("keep", "fail")
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,mxf,nut,"
     "ivf,rm,dv,wtv,h264,hevc,m4v,obu,apng,amv,swf,yuv4mpegpipe"
 )
-T = TypeVar("T")
-
 MAX_PIXELS = 16384 * 16384 - 1
 MAX_DURATION_SECONDS = 48 * 3600.0
+MAX_STREAMS = 256
+T = TypeVar("T")
 
 # Codecs in which libavcodec discards a non-reference frame before it touches any state.
 _SKIPS_NON_REFERENCE = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"}
@@ -53,6 +60,32 @@ class DecodeError(Exception):
 
 class PacketsMislead(DecodeError):
     """The packets announced a frame that did not come out of the decoder."""
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What is decoded how; travels with a probed video."""
+
+    decoder: str = "auto"  # the fastest exact way, "pyav", or "decord" where it is exact
+    on_corrupt: str = "keep"  # use what the codec makes of damaged frames, or "fail"
+    max_pixels: int = MAX_PIXELS  # of one frame
+    max_duration_seconds: float = MAX_DURATION_SECONDS
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("decoder", self.decoder, DECODERS),
+            ("on_corrupt", self.on_corrupt, ON_CORRUPT),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+    @property
+    def codec_max_pixels(self) -> int:
+        """The bound inside the codec, which counts the margin that is coded and cut away."""
+        return min(2 * self.max_pixels + 65536, MAX_PIXELS)
+
+
+DEFAULTS = DecodeOptions()
 
 
 @dataclass(frozen=True)
@@ -89,6 +122,7 @@ class Packets:
     discard: list[bool] = field(default_factory=list)
     clean_key: list[bool] = field(default_factory=list)  # decoding may start here afresh
     temporal_layers: int = 1
+    in_band_headers: bool = False  # H.264: the picture may change its size on the way
     corrupt: bool = False
 
 
@@ -102,6 +136,7 @@ class Video:
         packets: what the packets announced; None where decoding had to tell the timeline.
         pts: (N,) int64, each displayed frame's in the stream's time base; empty without packets.
         corrupt_frames: what the codec flagged; 0 where nothing was decoded yet.
+        decoder: what `iter_frames` decodes with, "pyav" or "decord".
     """
 
     path: Path
@@ -111,13 +146,15 @@ class Video:
     packets: Packets | None = None
     pts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     corrupt_frames: int = 0
+    decoder: str = "pyav"
+    options: DecodeOptions = DEFAULTS
 
 
 # --- opening -------------------------------------------------------------------------------
 
 
 @contextmanager
-def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open_video(path: Path, options: DecodeOptions) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream, decoding on one thread.
 
     Raises: DecodeError if the file cannot be opened or holds no acceptable video stream.
@@ -125,7 +162,13 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         container = av.open(
             "file:" + os.path.abspath(path),
-            container_options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
+            container_options={
+                "protocol_whitelist": "file",
+                "format_whitelist": DEMUXERS,
+                "enable_drefs": "0",
+                "max_streams": str(MAX_STREAMS),
+            },
+            options={"max_pixels": str(options.codec_max_pixels), "threads": "1"},
             metadata_errors="replace",
         )
     except av.FFmpegError as error:
@@ -134,8 +177,9 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or _is_cover_art(stream):
             raise DecodeError(f"{path}: no video stream (audio only?)")
-        _check_size(path, stream.codec_context.width, stream.codec_context.height)
-        stream.codec_context.thread_count = 1
+        context = stream.codec_context
+        _check_size(path, context.width, context.height, options)
+        context.thread_count = 1
         yield container, stream
 
 
@@ -153,130 +197,151 @@ def _reason(path: Path, error: av.FFmpegError) -> str:
     return error.strerror or str(error)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _check_size(path: Path, width: int, height: int, options: DecodeOptions) -> None:
+    if width * height > options.max_pixels:
         raise DecodeError(
-            f"{path}: frames of {width} × {height} pixels, more than the limit of {MAX_PIXELS}"
+            f"{path}: frames of {width} × {height} pixels, more than the limit of "
+            f"{options.max_pixels}"
         )
 
 
 # --- probing -------------------------------------------------------------------------------
 
 
-def probe(path: str | os.PathLike[str]) -> Video:
+def probe(path: str | os.PathLike[str], options: DecodeOptions = DEFAULTS) -> Video:
     """Read the timeline of a video from its packets, or by decoding where these mislead.
 
-    Raises: DecodeError if nothing in the file can be decoded or a limit is exceeded.
+    Raises: DecodeError if nothing in the file can be decoded, a limit is exceeded, there is
+        damage that may not be kept, or decord is asked for and would not be exact.
     """
     path = Path(path)
-    with _open_video(path) as (container, stream):
+    with _open_video(path, options) as (container, stream):
         packets = _read_packets(container, stream)
         timeline, pts = _timeline_from_packets(packets, container, stream)
         fps, codec = float(_frame_rate(stream)), stream.codec_context.codec.canonical_name
+        objection = _decord_objection(packets, timeline, container, stream)
+    decoder = _choose_decoder(path, options, objection)
     if timeline is None:
-        return probe_by_decoding(path)
-    _check_duration(path, timeline)
-    return Video(path, timeline, fps, codec, packets, pts)
+        return probe_by_decoding(path, options)
+    _check_duration(path, timeline, options)
+    return Video(path, timeline, fps, codec, packets, pts, decoder=decoder, options=options)
 
 
-def probe_by_decoding(path: str | os.PathLike[str]) -> Video:
-    """Read the timeline from the frames that full sequential decoding gives."""
+def probe_by_decoding(path: str | os.PathLike[str], options: DecodeOptions = DEFAULTS) -> Video:
+    """Read the timeline from the frames that full sequential decoding gives.
+
+    Raises: DecodeError as `probe` does.
+    """
     path = Path(path)
     corrupt = 0
-    with _open_video(path) as (container, stream):
+    with _open_video(path, options) as (container, stream):
         fps, codec = float(_frame_rate(stream)), stream.codec_context.codec.canonical_name
         stamps = _FrameStamps(stream, trust_pts=not _has_useless_timestamps(container, stream))
-        for frame in _decode_all(container, stream):
+        for frame in _decode_all(path, options, container, stream):
             corrupt += frame is None or frame.is_corrupt
             if frame is not None:
                 stamps.add(frame)
         timeline = stamps.timeline()
     if timeline is None:
         raise DecodeError(f"{path}: no frame can be decoded")
-    _check_duration(path, timeline)
-    return Video(path, timeline, fps, codec, corrupt_frames=int(corrupt))
+    if corrupt and options.on_corrupt == "fail":
+        raise DecodeError(
+            f"{path}: {corrupt} corrupt frames; get the file anew, or allow them (on_corrupt keep)"
+        )
+    _check_duration(path, timeline, options)
+    return Video(path, timeline, fps, codec, corrupt_frames=int(corrupt), options=options)
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def _check_duration(path: Path, timeline: Timeline) -> None:
-    if timeline.duration_seconds > MAX_DURATION_SECONDS:
+def _check_duration(path: Path, timeline: Timeline, options: DecodeOptions) -> None:
+    if timeline.duration_seconds > options.max_duration_seconds:
         raise DecodeError(
             f"{path}: lasts {timeline.duration_seconds:.0f} s, more than the limit of "
-            f"{MAX_DURATION_SECONDS:.0f} s; its timestamps are likely damaged"
+            f"{options.max_duration_seconds:.0f} s; its timestamps are likely damaged"
         )
 
 
 def _read_packets(container: InputContainer, stream: VideoStream) -> Packets:
     packets = Packets()
-    codec = stream.codec_context.codec.canonical_name
+    units = _NalUnits(stream)
     for packet in _demux(container, stream):
+        if packet is None:
+            packets.corrupt = True
+            break
         packets.pts.append(packet.pts)
         packets.duration.append(packet.duration or 0)
         packets.key.append(packet.is_keyframe)
         packets.discard.append(packet.is_discard)
         packets.corrupt |= packet.is_corrupt
         clean = packet.is_keyframe
-        if codec == "h264" and clean:
-            clean = _first_slice_header(packet, stream, _h264_slice_type) == _H264_IDR
-        elif codec == "hevc":
-            layer = _first_slice_header(packet, stream, _hevc_temporal_layer) or 0
-            packets.temporal_layers = max(packets.temporal_layers, layer + 1)
+        if units.codec == "h264" and clean:
+            clean, headers = units.h264_key(packet)
+            packets.in_band_headers |= headers
+        elif units.codec == "hevc":
+            packets.temporal_layers = max(packets.temporal_layers, units.hevc_layer(packet) + 1)
         packets.clean_key.append(clean)
     return packets
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Packets with data; a read error in the middle of a damaged file ends them."""
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet | None]:
+    """Packets with data; None for a read error in the middle of a damaged file, which ends them."""
     try:
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
     except av.FFmpegError:
-        return
+        yield None
 
 
-_H264_IDR = 5
+class _NalUnits:
+    """What the first byte or two of each NAL unit say of an H.264 or HEVC packet."""
 
+    def __init__(self, stream: VideoStream) -> None:
+        self.codec = stream.codec_context.codec.canonical_name
+        extradata = stream.codec_context.extradata or b""
+        at = {"h264": 4, "hevc": 21}.get(self.codec, 0)  # lengthSizeMinusOne in avcC and hvcC
+        prefixed = extradata[:1] == b"\x01" and len(extradata) > at
+        self._length_bytes = (extradata[at] & 3) + 1 if prefixed else 0
 
-def _h264_slice_type(header: int, _: int) -> int | None:
-    """nal_unit_type if this NAL unit is a coded slice, else None."""
-    kind = header & 0x1F
-    return kind if 1 <= kind <= 5 else None
+    def h264_key(self, packet: Packet) -> tuple[bool, bool]:
+        """Whether the first slice is an IDR's, and whether an SPS stands before it."""
+        headers = False
+        for first, _ in self._first_bytes(packet):
+            kind = first & 0x1F
+            headers |= kind == 7
+            if 1 <= kind <= 5:
+                return kind == 5, headers
+        return False, headers
 
+    def hevc_layer(self, packet: Packet) -> int:
+        """nuh_temporal_id of the first slice."""
+        for first, second in self._first_bytes(packet):
+            if (first >> 1) & 0x3F < 32:
+                return max(0, (second & 7) - 1)
+        return 0
 
-def _hevc_temporal_layer(header: int, second: int) -> int | None:
-    """nuh_temporal_id if this NAL unit is a coded slice, else None."""
-    return (second & 7) - 1 if (header >> 1) & 0x3F < 32 else None
+    def _first_bytes(self, packet: Packet) -> Iterator[tuple[int, int]]:
+        data = memoryview(packet)
+        for position in self._starts(data):
+            if position + 1 < len(data):
+                yield data[position], data[position + 1]
 
-
-def _first_slice_header(packet: Packet, stream: VideoStream, classify: object) -> int | None:
-    """What `classify` says of the first slice NAL unit of an H.264 or HEVC packet."""
-    data = memoryview(packet)
-    extradata = stream.codec_context.extradata or b""
-    for position in _nal_units(data, length_prefixed=extradata[:1] == b"\x01"):
-        if position + 1 < len(data):
-            found = classify(data[position], data[position + 1])  # type: ignore[operator]
-            if found is not None:
-                return int(found)
-    return None
-
-
-def _nal_units(data: memoryview, *, length_prefixed: bool) -> Iterator[int]:
-    """Start of each NAL unit: behind a 4-byte length (mp4, mkv) or a start code (Annex B)."""
-    if length_prefixed:
-        position = 0
-        while position + 4 < len(data):
-            yield position + 4
-            position += 4 + int.from_bytes(data[position : position + 4], "big")
-        return
-    raw = bytes(data)
-    position = raw.find(b"\x00\x00\x01")
-    while position >= 0:
-        yield position + 3
-        position = raw.find(b"\x00\x00\x01", position + 3)
+    def _starts(self, data: memoryview) -> Iterator[int]:
+        """Start of each NAL unit: behind its length (mp4, mkv) or a start code (Annex B)."""
+        if size := self._length_bytes:
+            position = 0
+            while position + size < len(data):
+                yield position + size
+                position += size + int.from_bytes(data[position : position + size], "big")
+            return
+        raw = bytes(data)
+        position = raw.find(b"\x00\x00\x01")
+        while position >= 0:
+            yield position + 3
+            position = raw.find(b"\x00\x00\x01", position + 3)
 
 
 def _has_useless_timestamps(container: InputContainer, stream: VideoStream) -> bool:
@@ -346,18 +411,23 @@ def iter_frames(video: Video, wanted: Sequence[int] | np.ndarray) -> Iterator[np
     Raises: PacketsMislead (a DecodeError) if a wanted frame does not come out as announced;
         `probe_by_decoding` then tells the truth.
     """
+    indices = np.asarray(wanted, np.int64)
+    if video.decoder == "decord":
+        yield from _decode_with_decord(video, indices)
+        return
     decode = _decode_counting if video.packets is None else _decode_skipping
-    frames = decode(video, np.asarray(wanted, np.int64))
-    for frame in frames:
-        yield _to_rgb(video.path, frame)
+    reformatter = VideoReformatter()
+    for frame in decode(video, indices):
+        yield _to_rgb(video, frame, reformatter)
 
 
 def _decode_counting(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame]:
     """Decode everything and count the frames that come out."""
     remaining = iter(wanted.tolist())
     target = next(remaining, None)
-    with _open_video(video.path) as (container, stream):
-        frames = (frame for frame in _decode_all(container, stream) if frame is not None)
+    with _open_video(video.path, video.options) as (container, stream):
+        decoded = _decode_all(video.path, video.options, container, stream)
+        frames = (frame for frame in decoded if frame is not None)
         for index, frame in enumerate(frames):
             if target is None:
                 return
@@ -368,17 +438,25 @@ def _decode_counting(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame]:
         raise DecodeError(f"{video.path}: frame {target} could not be decoded a second time")
 
 
-def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """Every frame in order of presentation; None for each packet the codec refused."""
-    for packet in _demux(container, stream):
+def _decode_all(
+    path: Path, options: DecodeOptions, container: InputContainer, stream: VideoStream
+) -> Iterator[VideoFrame | None]:
+    """Every frame in order of presentation; None for each packet the demuxer or codec refused.
+
+    Raises: DecodeError if the codec refused a picture for its size.
+    """
+    context = stream.codec_context
+    for packet in chain(_demux(container, stream), [None]):
+        flagged = packet is not None and packet.is_corrupt
         try:
-            yield from stream.codec_context.decode(packet)
+            for frame in context.decode(packet):
+                flagged &= not frame.is_corrupt  # or it would count twice
+                yield frame
         except av.FFmpegError:
+            _check_size(path, context.width, context.height, options)
+            flagged = True
+        if flagged:
             yield None
-    try:
-        yield from stream.codec_context.decode(None)
-    except av.FFmpegError:
-        yield None
 
 
 def _decode_skipping(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame]:
@@ -405,12 +483,15 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
     assert packets is not None
     plan, restarts = plan_packets(packets, video.pts[wanted])
     skips = video.codec in _SKIPS_NON_REFERENCE and packets.temporal_layers == 1
-    with _open_video(video.path) as (container, stream):
+    with _open_video(video.path, video.options) as (container, stream):
         context = stream.codec_context
         mode = DECODE
         for i, (action, packet) in enumerate(zip(plan, _demux(container, stream), strict=False)):
             if action == DROP:
                 continue
+            if packet is None:
+                yield None
+                return
             try:
                 if i in restarts:
                     yield from context.decode(None)
@@ -428,6 +509,7 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
 
 
 DROP, REFERENCE_ONLY, DECODE = range(3)
+DECORD_BLOCK_BYTES = 64 << 20
 
 
 def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], set[int]]:
@@ -461,46 +543,159 @@ def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], s
     return plan, restarts
 
 
-def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
+def _to_rgb(video: Video, frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """(H, W, 3) uint8, turned upright by the rotation the file carries."""
-    _check_size(path, frame.width, frame.height)
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    _check_size(video.path, frame.width, frame.height, video.options)
+    pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 
 
+# --- decord --------------------------------------------------------------------------------
+
+
+def _choose_decoder(path: Path, options: DecodeOptions, objection: str | None) -> str:
+    """ "decord" only where it is asked for by name: see benchmarks/decode.py for why not else.
+
+    Raises: DecodeError if decord is asked for and would not be exact.
+    """
+    if options.decoder != "decord":
+        return "pyav"
+    if objection is not None:
+        raise DecodeError(
+            f"{path}: decord would not give the right frames, or nothing proves that it does: "
+            f"{objection}; use the decoder pyav or auto"
+        )
+    return "decord"
+
+
+def _decord_objection(
+    packets: Packets, timeline: Timeline | None, container: InputContainer, stream: VideoStream
+) -> str | None:
+    """Why decord cannot be trusted with this file; None if its packets prove that it can."""
+    context, codec = stream.codec_context, stream.codec_context.codec.canonical_name
+    containers = {"mov", "mp4", "matroska", "webm"} & set(container.format.name.split(","))
+    shown = [pts for pts in packets.pts if pts is not None]
+    objections = {
+        "its packets do not tell when each frame is shown": timeline is None,
+        f"it is wrong in the container {container.format.name}": not containers,
+        f"only H.264 is proved, not {codec}: decord fails at times on HEVC, and no packet of the "
+        "others proves a constant size": codec != "h264",
+        "it shows frames that an edit list cuts away": any(packets.discard),
+        "the size of the picture may change on the way": packets.in_band_headers,
+        "it chooses among several video streams by its own rule": len(container.streams.video) > 1,
+        f"the pixels of {context.pix_fmt} are converted in another way": context.pix_fmt
+        not in ("yuv420p", "yuvj420p"),
+        "odd sizes are converted in another way": bool(context.width % 2 or context.height % 2),
+        "groups of pictures are open: it seeks to key frames that need what came before": (
+            packets.key != packets.clean_key or _has_leading_pictures(packets, shown)
+        ),
+    }
+    return next((reason for reason, holds in objections.items() if holds), None)
+
+
+def _has_leading_pictures(packets: Packets, pts: list[int]) -> bool:
+    """Whether a picture that follows a key frame in the file is shown before it."""
+    key_pts = None
+    for is_key, time in zip(packets.key, pts, strict=False):
+        key_pts = time if is_key else key_pts
+        if key_pts is not None and time < key_pts:
+            return True
+    return False
+
+
+def _decode_with_decord(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """The wanted frames from decord, once its list of frames and first picture are confirmed."""
+    try:
+        import decord
+    except ImportError as error:
+        raise DecodeError(
+            "the decoder decord is not installed: pip install decord2, or use the decoder auto"
+        ) from error
+    try:
+        reader = decord.VideoReader(os.path.abspath(video.path), num_threads=1)
+        _confirm_decord(video, reader)
+        height, width, channels = reader[0].shape
+        block = max(1, DECORD_BLOCK_BYTES // (height * width * channels))
+        for start in range(0, len(wanted), block):
+            yield from reader.get_batch(wanted[start : start + block].tolist()).asnumpy()
+    except decord.DECORDError as error:
+        raise DecodeError(f"{video.path}: decord failed ({error}); use the decoder auto") from error
+
+
+def _confirm_decord(video: Video, reader: Any) -> None:
+    """Compare decord's list of frames and its first picture with the packets and PyAV's.
+
+    Raises: DecodeError if they differ.
+    """
+    times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    timeline = video.timeline.pts_seconds
+    first = next(_decode_skipping(video, np.array([0])))
+    theirs = reader[0].asnumpy()
+    if len(times) != len(timeline) or np.abs(times - times[0] - timeline).max() > 1e-3:
+        what = "lists other frames than the file holds"
+    elif first.rotation:
+        what = "does not turn the picture upright"
+    elif theirs.shape != (first.height, first.width, 3):  # narrow ones come with four channels
+        what = f"gives pictures of shape {theirs.shape}"
+    elif not np.array_equal(theirs, _to_rgb(video, first, VideoReformatter())):
+        what = "shows another first picture"
+    else:
+        return
+    raise DecodeError(f"{video.path}: decord {what}; use the decoder pyav or auto")
+
+
+# --- sampling ------------------------------------------------------------------------------
+
+
 def sample_frames(
-    path: str | os.PathLike[str], fps: float = 1.0, *, decoder: str = "auto"
+    path: str | os.PathLike[str],
+    fps: float = 1.0,
+    *,
+    decoder: str = "auto",
+    on_corrupt: str = "keep",
+    max_pixels: int = MAX_PIXELS,
 ) -> SampledFrames:
     """The frames on display at t = 0, 1 / fps, 2 / fps, … s after the first displayed frame.
 
     Args:
         path: a video file.
         fps: rows per second.
-        decoder: "auto" takes the fastest exact way; "pyav" forces PyAV.
+        decoder: "auto" takes the fastest exact way; "pyav" and "decord" force one.
+        on_corrupt: "keep" uses what the codec makes of damaged frames and counts them.
+        max_pixels: frames with more are refused.
 
-    Raises: DecodeError if the file cannot be decoded; ValueError on a bad fps or decoder.
+    Raises: DecodeError if the file cannot be decoded, or not exactly by the decoder asked for;
+        ValueError on a bad fps, decoder or on_corrupt.
     """
-    video, frames = _sample(path, fps, decoder, keep=lambda frame: frame)
+    options = DecodeOptions(decoder, on_corrupt, max_pixels)
+    video, frames = _sample(path, fps, options, keep=lambda frame: frame)
     if len({frame.shape for frame in frames}) > 1:
         raise DecodeError(f"{path}: the picture size changes; extract its features instead")
     rows = row_frames(video.timeline, fps)
+    places = np.unique(rows, return_inverse=True)[1]
     return SampledFrames(
-        frames=np.stack(frames)[np.unique(rows, return_inverse=True)[1]],
+        frames=np.stack([frames[place] for place in places]),
         pts_seconds=video.timeline.pts_seconds[rows],
         frame_index=rows,
         duration_seconds=video.timeline.duration_seconds,
         source_fps=video.source_fps,
-        decoder="pyav",
+        decoder=video.decoder,
         corrupt_frames=video.corrupt_frames,
     )
 
 
 def describe_samples(
-    path: str | os.PathLike[str], fps: float = 1.0, *, decoder: str = "auto"
+    path: str | os.PathLike[str],
+    fps: float = 1.0,
+    *,
+    decoder: str = "auto",
+    on_corrupt: str = "keep",
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """What `sample_frames` gives, without the pixels, as plain values; decodes all the same."""
-    video, shapes = _sample(path, fps, decoder, keep=lambda frame: frame.shape)
+    options = DecodeOptions(decoder, on_corrupt, max_pixels)
+    video, shapes = _sample(path, fps, options, keep=lambda frame: frame.shape)
     rows = row_frames(video.timeline, fps)
     return {
         "path": str(path),
@@ -511,22 +706,23 @@ def describe_samples(
         "frame_index": rows.tolist(),
         "duration_seconds": video.timeline.duration_seconds,
         "source_fps": video.source_fps,
-        "decoder": "pyav",
+        "decoder": video.decoder,
         "corrupt_frames": video.corrupt_frames,
     }
 
 
 def _sample(
-    path: str | os.PathLike[str], fps: float, decoder: str, keep: Callable[[np.ndarray], T]
+    path: str | os.PathLike[str],
+    fps: float,
+    options: DecodeOptions,
+    keep: Callable[[np.ndarray], T],
 ) -> tuple[Video, list[T]]:
     """A probed video and `keep` of each of its wanted frames, each frame once."""
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
-    video = probe(path)
+    video = probe(path, options)
     try:
         wanted = np.unique(row_frames(video.timeline, fps))
         return video, [keep(frame) for frame in iter_frames(video, wanted)]
     except PacketsMislead:
-        video = probe_by_decoding(path)
+        video = probe_by_decoding(path, options)
         wanted = np.unique(row_frames(video.timeline, fps))
         return video, [keep(frame) for frame in iter_frames(video, wanted)]
