@@ -89,9 +89,9 @@ def choose_results(results: Sequence[Mapping[str, Any]], count: int) -> list[Map
 
 
 def make_filmstrip(result: Mapping[str, Any], path: Path, store: FeatureStore) -> Filmstrip:
-    """The frames that the run saw of one video, evenly thinned to MAX_FRAMES."""
+    """The frames that the run saw of one video, at most MAX_FRAMES of them."""
     seen = len(result["rows"])
-    shown = np.unique(np.linspace(0, seen - 1, min(seen, MAX_FRAMES)).round().astype(int))
+    shown = choose_frames(np.array(result["used"], bool), MAX_FRAMES)
     rows = np.array(result["rows"])[shown]
     frame_index = store[result["video_id"]].frame_index[rows]
     verdict = "right" if result["correct"] else f"taken for {result['predicted']}"
@@ -104,6 +104,25 @@ def make_filmstrip(result: Mapping[str, Any], path: Path, store: FeatureStore) -
         used_T=np.array(result["used"], bool)[shown],
         pts_seconds_T=np.array(result["pts_seconds"])[shown],
     )
+
+
+def choose_frames(used_T: np.ndarray, count: int) -> np.ndarray:
+    """Positions of at most `count` frames: those read finely first, evenly spaced others beside.
+
+    Args:
+        used_T: (T,) bool, True where a frame was read finely.
+
+    Returns: (≤ count,) int64, ascending.
+    """
+    fine = _thin(np.flatnonzero(used_T), count)
+    return np.sort(np.concatenate([fine, _thin(np.flatnonzero(~used_T), count - len(fine))]))
+
+
+def _thin(positions: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the positions, evenly spaced from the first to the last."""
+    if len(positions) <= count:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
 
 
 def read_thumbnails(path: Path, frame_index: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from pipelines.report import (
     MAX_FRAMES,
     THUMBNAIL_PX,
     ReportError,
+    choose_frames,
     choose_results,
     make_filmstrip,
     read_results,
@@ -116,6 +117,16 @@ def test_a_long_video_is_thinned_evenly_from_its_first_to_its_last_frame(numbere
     assert len(strip.used_T) == MAX_FRAMES
     assert strip.pts_seconds_T[[0, -1]].tolist() == [0.0, 24 / 5]
     assert strip.title.endswith(f", {MAX_FRAMES} of 200 frames")
+
+
+def test_thinning_keeps_the_frames_that_were_read_finely() -> None:
+    used = np.zeros(100, bool)
+    used[[3, 4, 97]] = True
+    shown = choose_frames(used, 10)
+    assert set(shown) >= {3, 4, 97}
+    assert (len(set(shown)), shown.tolist()) == (10, sorted(shown))
+    assert choose_frames(~used, 10).tolist() == sorted(choose_frames(~used, 10))
+    assert len(choose_frames(~used, 10)) == 10
 
 
 def test_missing_and_empty_results_name_the_way_out(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from pipelines.jobs import Job, JobError, Layout, Stamp, digest, is_done, set_as
 SOME_VIDEOS_FAILED = 3
 INTERRUPTED = 130
 STANDARD_ERROR = 2  # file descriptor
+# Threads that wait for work would else burn the cores that other jobs want: on a busy machine
+# training of small networks slows down many times over.
+IDLE_THREADS_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def _start(command: list[str], lock_file: IO[str], *, stdout: int) -> subprocess
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
+        env={**IDLE_THREADS_SLEEP, **os.environ},
         stdout=stdout,
         pass_fds=[lock_file.fileno()],
         start_new_session=True,
