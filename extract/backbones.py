@@ -12,8 +12,9 @@ import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -433,5 +434,8 @@ def _hash_state(network: nn.Module) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "timm", "pytorchvideo", "av", "pillow")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "pytorchvideo", "av", "decord2", "pillow"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

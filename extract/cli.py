@@ -32,6 +32,20 @@ def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+def _decode_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--max-pixels", default=16384 * 16384 - 1, show_default=True,
+                     type=click.IntRange(1), help="Refuse larger frames."),
+        click.option("--on-corrupt", default="keep", show_default=True,
+                     type=click.Choice(["keep", "fail"]), help="What to do with damaged frames."),
+        click.option("--decoder", default="auto", show_default=True,
+                     type=click.Choice(["auto", "pyav", "decord"]),
+                     help="auto is exact on every file; decord is refused where it is not."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
         function
@@ -62,7 +76,7 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--workers", default=0, type=click.IntRange(0, 1024),
               help="Decode processes; 0, the default: cores − 1.")  # fmt: skip
-@click.option("--decoder", default="auto", show_default=True, type=click.Choice(["auto", "pyav"]))
+@_decode_options
 @click.option("--batch-size", default=0, type=click.IntRange(0, 4096),
               help="Rows per batch; 0, the default: what suits the device.")  # fmt: skip
 @click.option("--precision", default="fp32", show_default=True,
@@ -83,6 +97,8 @@ def run(
     device: str,
     workers: int,
     decoder: str,
+    on_corrupt: str,
+    max_pixels: int,
     batch_size: int,
     precision: str,
     shard: str | None,
@@ -100,6 +116,7 @@ def run(
       liteeval-extract run videos/ --out features \\
           --backbone mobilenet_v2@112 --backbone resnet101@224 --weights resnet101=resnet101.pth
     """
+    from extract.decode import DecodeOptions
     from extract.run import ExtractOptions, extract_features
     from extract.supervise import DecodeLimits
     from extract.videos import find_videos, take_shard
@@ -117,7 +134,7 @@ def run(
             fps=fps,
             device=_checked_device(device),
             workers=workers,
-            decoder=decoder,
+            decode=DecodeOptions(decoder, on_corrupt, max_pixels),
             batch_size=batch_size,
             precision=precision,
             limits=DecodeLimits(timeout_seconds=timeout_seconds),
@@ -203,9 +220,11 @@ def _checked_device(device: str) -> str:
 @main.command()
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000))
-@click.option("--decoder", default="auto", show_default=True, type=click.Choice(["auto", "pyav"]))
+@_decode_options
 @_json_option
-def frames(video: Path, fps: float, decoder: str, as_json: bool) -> None:
+def frames(
+    video: Path, fps: float, decoder: str, on_corrupt: str, max_pixels: int, as_json: bool
+) -> None:
     """Show which frames of VIDEO the rows of a store would hold, and decode them.
 
     \b
@@ -215,7 +234,9 @@ def frames(video: Path, fps: float, decoder: str, as_json: bool) -> None:
     from extract.decode import describe_samples
 
     with _user_errors():
-        facts = describe_samples(video, fps, decoder=decoder)
+        facts = describe_samples(
+            video, fps, decoder=decoder, on_corrupt=on_corrupt, max_pixels=max_pixels
+        )
     if as_json:
         _print_json(facts)
         return

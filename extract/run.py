@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from extract.backbones import Backbone
+from extract.decode import DecodeOptions
 from extract.failures import append_failure
 from extract.store import FeatureStore, FeatureWriter, VideoFeatures, part_paths
 from extract.supervise import (
@@ -49,7 +50,7 @@ class ExtractOptions:
     fps: float = 1.0
     device: str = "auto"
     workers: int = 0  # decode processes; 0: one per core, less one for the networks
-    decoder: str = "auto"
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch_size: int = 0  # rows; 0: what suits the device
     precision: str = "fp32"
     commit_videos: int = 64
@@ -319,7 +320,7 @@ class _Run:
         options = WorkerOptions(
             inputs={name: b.spec.preprocessing for name, b in self._backbones.items()},
             fps=self._options.fps,
-            decoder=self._options.decoder,
+            decode=self._options.decode,
             limits=self._options.limits,
         )
         workers = min(self._options.worker_count(), len(tasks))

@@ -19,14 +19,24 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from extract.decode import (
+    DecodeError,
+    DecodeOptions,
+    PacketsMislead,
+    Video,
+    probe,
+    probe_by_decoding,
+)
 from extract.preprocess import Preprocessing
+from extract.rows import iter_rows
+from extract.sampling import row_frames
 
 ATTEMPTS = 2
 SLOTS_PER_WORKER = 4
@@ -110,8 +120,8 @@ class WorkerOptions:
 
     inputs: dict[str, Preprocessing]
     fps: float
-    decoder: str
-    limits: DecodeLimits
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
 
     @property
     def row_bytes(self) -> int:
@@ -322,8 +332,6 @@ class _Service:
             self._free.append(message)
 
     def answer(self, task: DecodeTask) -> None:
-        from extract.decode import DecodeError
-
         message: Decoded | _Error
         try:
             message = self._decode(task)
@@ -340,23 +348,18 @@ class _Service:
         self._connection.send(message)
 
     def _decode(self, task: DecodeTask) -> Decoded:
-        from extract import decode
-
         limits = self._options.limits
         signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
-        video = decode.probe(task.path)
+        video = probe(task.path, self._options.decode)
         try:
             return self._send_rows(task, video)
-        except decode.PacketsMislead:
+        except PacketsMislead:
             again = limits.decode_seconds(video.timeline.duration_seconds)
             signal.setitimer(signal.ITIMER_REAL, again)
-            return self._send_rows(task, decode.probe_by_decoding(task.path))
+            return self._send_rows(task, probe_by_decoding(task.path, self._options.decode))
 
-    def _send_rows(self, task: DecodeTask, video: Any) -> Decoded:
+    def _send_rows(self, task: DecodeTask, video: Video) -> Decoded:
         """Decode, preprocess and hand over every row of one video."""
-        from extract.rows import iter_rows
-        from extract.sampling import row_frames
-
         options, duration = self._options, video.timeline.duration_seconds
         signal.setitimer(signal.ITIMER_REAL, options.limits.decode_seconds(duration))
         indices = row_frames(video.timeline, options.fps)
@@ -379,7 +382,7 @@ class _Service:
             frame_index=indices,
             duration_seconds=duration,
             source_fps=video.source_fps,
-            decoder="pyav",
+            decoder=video.decoder,
             corrupt_frames=video.corrupt_frames,
         )
 

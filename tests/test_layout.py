@@ -55,7 +55,7 @@ def test_only_decode_imports_a_decoding_library() -> None:
     [
         ("extract.store", ["torch", "av", "decord"]),
         ("extract.preprocess", ["torch", "av", "decord"]),
-        ("extract.supervise", ["torch", "av", "decord"]),
+        ("extract.supervise", ["torch", "decord"]),
         ("extract.cli", ["torch", "av", "decord"]),
         ("extract.rows", ["torch"]),
     ],

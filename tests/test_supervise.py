@@ -27,9 +27,7 @@ WHOLE = Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3)
 
 
 def options(**limits: float) -> WorkerOptions:
-    return WorkerOptions(
-        inputs={"x": WHOLE}, fps=5.0, decoder="auto", limits=DecodeLimits(**limits)
-    )
+    return WorkerOptions(inputs={"x": WHOLE}, fps=5.0, limits=DecodeLimits(**limits))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,252 @@
+"""The commands of liteeval-extract: what they print, their errors, their exit codes."""
+
+import csv
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from clips import Clip, steady_times
+
+from extract.cli import main
+from extract.store import FeatureStore, part_paths
+from extract.videos import Video, take_shard
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name, frames in (("a.mp4", 50), ("b c.mkv", 63), ("d/ü'\"x.mp4", 12)):
+        Clip(name, "libx264", steady_times(frames, 25)).build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    result = call("run", folder, "--out", out, "--backbone", "mobilenet_v2@32",
+                  "--weights", "mobilenet_v2=random", "--workers", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "3 videos extracted, 6 rows, 0 were stored already, 0 failed" in result.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(out: Path) -> Path:
+    return out / "mobilenet_v2_32"
+
+
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, command in main.commands.items():
+        help_text = call(name, "--help").output
+        assert "Example:" in help_text, name
+        assert f"liteeval-extract {name}" in help_text, name
+        assert f"liteeval-extract {name}" in readme, name
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or parameter.opts
+
+
+def test_run_json_is_one_document_on_standard_output(folder: Path, out: Path) -> None:
+    result = call("run", folder, "--out", out, "--backbone", "mobilenet_v2@32",
+                  "--weights", "mobilenet_v2=random", "--json")  # fmt: skip
+    facts = json.loads(result.stdout)
+    assert (facts["videos"], facts["already_stored"], facts["failures"]) == (0, 3, 0)
+
+
+def test_frames_prints_the_sampling(folder: Path) -> None:
+    facts = json.loads(call("frames", folder / "b c.mkv", "--fps", 2, "--json").stdout)
+    assert facts["frame_index"] == [0, 12, 25, 37, 50, 62]  # 63 frames at 25 fps: 2.52 s
+    assert facts["pts_seconds"] == pytest.approx([0, 0.48, 1.0, 1.48, 2.0, 2.48])
+    assert facts["duration_seconds"] == pytest.approx(2.52)
+    text = call("frames", folder / "b c.mkv").stdout
+    assert "2.520 s at 25.000 fps" in text
+
+
+def test_inspect_tells_identity_and_totals(store: Path) -> None:
+    facts = json.loads(call("inspect", store, "--json").stdout)
+    assert (facts["backbone"], facts["input_size_px"], facts["weights"]) == (
+        "mobilenet_v2", 32, "random:0")  # fmt: skip
+    assert (facts["videos"], facts["rows"]) == (3, 6)
+    assert facts["preprocessing"]["precision"] == "fp32"
+    assert "mobilenet_v2" in call("inspect", store).stdout
+
+
+def test_verify_passes_and_deep_recomputes(store: Path) -> None:
+    assert call("verify", store).stdout.strip() == f"{store}: ok"
+    assert call("verify", store, "--deep").exit_code == 0
+
+
+def test_deep_verification_notices_a_wrong_row(folder: Path, store: Path, tmp_path: Path) -> None:
+    from extract.store import FeatureWriter
+
+    good = FeatureStore(store)
+    with FeatureWriter(tmp_path / "s", good.identity) as writer:
+        for video_id in good.video_ids:
+            video = good[video_id]
+            video.features[0] = video.features[0][::-1]
+            writer.add(video_id, video)
+    result = call("verify", tmp_path / "s", "--deep")
+    assert result.exit_code == 1
+    assert result.stdout.count("row 0 has a cosine of") == 3
+
+
+def test_deep_verification_needs_the_weights_of_the_store(store: Path, tmp_path: Path) -> None:
+    import torch
+    import torchvision
+
+    from extract.store import FeatureWriter
+
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "w.pth")
+    good = FeatureStore(store)
+    from dataclasses import replace
+
+    identity = replace(good.identity, weights="other.pth", weights_sha256="00")
+    with FeatureWriter(tmp_path / "s", identity) as writer:
+        writer.add("a", good["a"])
+    result = call("verify", tmp_path / "s", "--deep", "--weights", f"mobilenet_v2={tmp_path}/w.pth")
+    assert result.exit_code == 1
+    assert "pass the same with --weights" in result.output
+
+
+def test_compact_keeps_every_video_and_sorts_them(folder: Path, tmp_path: Path) -> None:
+    for name in ("d", "b c.mkv", "a.mp4"):
+        call("run", folder / name, "--out", tmp_path, "--backbone", "mobilenet_v2@32",
+             "--weights", "mobilenet_v2=random", "--workers", 1)  # fmt: skip
+    store = tmp_path / "mobilenet_v2_32"
+    before = {i: FeatureStore(store)[i].features for i in FeatureStore(store).video_ids}
+    assert len(part_paths(store)) == 3
+    assert "3 parts became 1" in call("compact", store).stdout
+    after = FeatureStore(store)
+    assert after.video_ids == sorted(before)
+    for video_id, features in before.items():
+        np.testing.assert_array_equal(after[video_id].features, features)
+    assert call("verify", store).exit_code == 0
+
+
+def test_export_to_npy_and_parquet_gives_the_same_rows(store: Path, tmp_path: Path) -> None:
+    assert call("export", store, "--format", "npy", "--out", tmp_path / "npy").exit_code == 0
+    assert call("export", store, "--format", "parquet", "--out", tmp_path / "p").exit_code == 0
+    with (tmp_path / "npy/videos.csv").open(newline="") as file:
+        listed = {row["video_id"]: int(row["rows"]) for row in csv.DictReader(file)}
+    table = pq.read_table(tmp_path / "p").to_pylist()
+    opened = FeatureStore(store)
+    assert set(listed) == set(opened.video_ids)
+    for video_id in opened.video_ids:
+        expected = opened[video_id]
+        np.testing.assert_array_equal(np.load(tmp_path / f"npy/{video_id}.npy"), expected.features)
+        rows = [row for row in table if row["video_id"] == video_id]
+        np.testing.assert_array_equal([row["features"] for row in rows], expected.features)
+        assert [row["frame_index"] for row in rows] == expected.frame_index.tolist()
+
+
+def test_an_export_never_leaves_its_folder(store: Path, tmp_path: Path) -> None:
+    from extract.store import FeatureWriter
+
+    good = FeatureStore(store)
+    with FeatureWriter(tmp_path / "s", good.identity) as writer:
+        writer.add("../../evil", good["a"])
+    result = call("export", tmp_path / "s", "--format", "npy", "--out", tmp_path / "x" / "y")
+    assert result.exit_code == 1
+    assert "would leave the folder" in result.output
+    assert not list(tmp_path.rglob("evil.npy"))
+
+
+def test_failures_are_listed_with_a_command_that_tries_them_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    videos = tmp_path / "v"
+    (videos / "sub").mkdir(parents=True)
+    (videos / "sub/bad.mp4").write_text("no video")
+    (videos / "good.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    run = ("run", videos, "--out", tmp_path / "o", "--backbone", "mobilenet_v2@32",
+           "--weights", "mobilenet_v2=random", "--workers", 1)  # fmt: skip
+    result = call(*run)
+    assert result.exit_code == 3
+    assert "failures.jsonl" in result.stdout
+    listed = call("failures", tmp_path / "o", "--list", tmp_path / "retry.csv")
+    assert "sub/bad" in listed.stdout
+    assert f"run {tmp_path / 'retry.csv'} --out {tmp_path / 'o'}" in listed.stdout
+    (videos / "sub/bad.mp4").write_bytes((folder / "a.mp4").read_bytes())  # mended
+    again = call("run", tmp_path / "retry.csv", *run[2:])
+    assert again.exit_code == 0
+    assert FeatureStore(tmp_path / "o/mobilenet_v2_32").video_ids == ["good", "sub/bad"]
+    assert json.loads(call("failures", tmp_path / "o", "--json").stdout)["failures"] == []
+
+
+def test_shards_split_all_videos_and_none_twice() -> None:
+    videos = [Video(f"v{i}", Path(f"v{i}.mp4")) for i in range(1000)]
+    shards = [take_shard(videos, i, 7) for i in range(7)]
+    assert sorted(v.id for shard in shards for v in shard) == sorted(v.id for v in videos)
+    assert all(100 < len(shard) < 190 for shard in shards)  # 143 expected
+
+
+def test_labels_choose_the_videos_and_missing_ones_are_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("video_id,label,split\na,x,train\ngone,y,val\n")
+    result = call("run", folder, "--out", tmp_path / "o", "--backbone", "mobilenet_v2@32",
+                  "--weights", "mobilenet_v2=random", "--labels", tmp_path / "labels.csv",
+                  "--workers", 1)  # fmt: skip
+    assert result.exit_code == 0
+    assert "1 of 2 videos have no file, first 'gone'" in result.stderr
+    assert FeatureStore(tmp_path / "o/mobilenet_v2_32").video_ids == ["a"]
+
+
+RANDOM = ("--weights", "mobilenet_v2=random")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "{empty}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2"), 1, "no video file"),
+        (("run", "{tmp}/no", "--out", "{tmp}/o", "--backbone", "mobilenet_v2"), 1, "no such file"),
+        (("run", "{videos}", "--out", "{tmp}/o", "--backbone", "nonet"), 2, "unknown backbone"),
+        (("run", "{videos}", "--out", "{tmp}/o"), 2, "Missing option '--backbone'"),
+        (
+            ("run", "{videos}", "--out", "{file}/o", "--backbone", "mobilenet_v2@32", *RANDOM),
+            1,
+            "cannot be created",
+        ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--shard", "x"),
+            2,
+            "expected I/N",
+        ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--shard", "3/3"),
+            1,
+            "0 ≤ i < n",
+        ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--device", "qpu",
+             *RANDOM),
+            2,
+            "not available",
+        ),
+        (("frames", "{file}"), 1, "not a readable video"),
+        (("frames", "{tmp}/gone.mp4"), 1, "gone.mp4"),
+        (("inspect", "{empty}"), 1, "no feature store here"),
+        (("verify", "{empty}"), 1, "no feature store here"),
+        (("compact", "{empty}"), 1, "no feature store here"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_an_exit_code(
+    folder: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    empty, file = tmp_path / "empty", tmp_path / "file.mp4"
+    empty.mkdir()
+    file.write_text("text")
+    names = {"empty": empty, "tmp": tmp_path, "videos": folder, "file": file}
+    result = call(*(a.format(**names) for a in arguments))
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
