@@ -174,10 +174,14 @@ def _open_video(path: Path, options: DecodeOptions) -> Iterator[tuple[InputConta
     except av.FFmpegError as error:
         raise DecodeError(f"{path}: not a readable video ({_reason(path, error)})") from error
     with container:
+        if len(container.streams) >= MAX_STREAMS:  # the demuxer stops there
+            raise DecodeError(f"{path}: {MAX_STREAMS} streams or more, no sound video")
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or _is_cover_art(stream):
             raise DecodeError(f"{path}: no video stream (audio only?)")
         context = stream.codec_context
+        if context is None:
+            raise DecodeError(f"{path}: no decoder for this kind of video stream")
         _check_size(path, context.width, context.height, options)
         context.thread_count = 1
         yield container, stream
