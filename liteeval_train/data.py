@@ -196,6 +196,7 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
         self._require_known_classes()
         row_bytes = 2 * (pair.coarse.identity.feature_dim + pair.fine.identity.feature_dim)
         rows = sum(min(pair.coarse.rows(video), max_frames) for video in self.video_ids)
+        self._pts_seconds: dict[int, np.ndarray] = {}
         self._cache: dict[int, Sample] | None = {} if rows * row_bytes <= cache_bytes else None
 
     def _require_known_classes(self) -> None:
@@ -224,25 +225,33 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
 
     def _read(self, number: int) -> Sample:
         video_id = self.video_ids[number]
-        coarse, fine = self.pair.coarse[video_id], self.pair.fine[video_id]
-        if not np.array_equal(coarse.pts_seconds, fine.pts_seconds):
-            row = int(np.flatnonzero(coarse.pts_seconds != fine.pts_seconds)[0])
-            raise DataError(
-                f"{video_id!r}, row {row}: {coarse.pts_seconds[row]:g} s in "
-                f"{self.pair.coarse.path}, {fine.pts_seconds[row]:g} s in {self.pair.fine.path}; "
-                "extract both stores in one run of liteeval-extract"
-            )
-        rows = self.select(len(coarse.features), self.max_frames)
-        labels = tuple(self.class_number[name] for name in self.labels.videos[video_id])
+        if number not in self._pts_seconds:
+            self._pts_seconds[number] = self._read_times(video_id)
+        pts_seconds = self._pts_seconds[number]
+        rows = self.select(len(pts_seconds), self.max_frames)
+        wanted = None if len(rows) == len(pts_seconds) else rows
         return Sample(
             video_id,
             rows,
-            coarse.pts_seconds[rows],
-            coarse.features[rows],
-            fine.features[rows],
-            labels,
+            pts_seconds[rows],
+            self.pair.coarse.read_features(video_id, wanted),
+            self.pair.fine.read_features(video_id, wanted),
+            tuple(self.class_number[name] for name in self.labels.videos[video_id]),
             number,
         )
+
+    def _read_times(self, video_id: str) -> np.ndarray:
+        """(T,) presentation times, which both stores have to agree on; read once per video."""
+        times_T = self.pair.coarse[video_id].pts_seconds
+        fine_T = self.pair.fine[video_id].pts_seconds
+        if not np.array_equal(times_T, fine_T):
+            row = int(np.flatnonzero(times_T != fine_T)[0])
+            raise DataError(
+                f"{video_id!r}, row {row}: {times_T[row]:g} s in {self.pair.coarse.path}, "
+                f"{fine_T[row]:g} s in {self.pair.fine.path}; extract both stores in one run of "
+                "liteeval-extract"
+            )
+        return times_T
 
 
 def require_labelled(pair: StorePair, labels: Labels) -> None:
@@ -343,12 +352,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, features as float32 there."""
-        moved = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(moved, name, value.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         moved.coarse_ND, moved.fine_ND = moved.coarse_ND.float(), moved.fine_ND.float()
         return moved
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader calls it."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(changed, name, change(value))
+        return changed
 
 
 def collate(samples: Sequence[Sample], *, classes: int) -> Batch:
@@ -385,6 +402,41 @@ def with_uniforms(sample: Sample, *, seed: int, epoch: int) -> Sample:
     numbers = generator.random((DECISIONS + len(sample.rows), 2), dtype=np.float32)
     numbers = np.clip(numbers, 1e-6, 1 - 1e-6)
     return replace(sample, uniform_T2=numbers[DECISIONS:], uniform_S2=numbers[:DECISIONS])
+
+
+class TrainingVideos(torch.utils.data.Dataset[Sample]):
+    """A VideoSet asked for by (epoch, number), with the random numbers of that epoch."""
+
+    def __init__(self, videos: VideoSet, *, seed: int) -> None:
+        self.videos, self.seed = videos, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, number = key
+        return with_uniforms(self.videos[number], seed=self.seed, epoch=epoch)
+
+
+class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """The batches of `epoch`, set before each, of one process among several."""
+
+    def __init__(
+        self, videos: int, *, batch_videos: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.videos, self.batch_videos, self.seed = videos, batch_videos, seed
+        self.rank, self.processes = rank, processes
+        self.epoch = 0
+
+    def batches(self) -> list[np.ndarray]:
+        """The videos of each batch, those of other processes too."""
+        return epoch_batches(
+            self.videos, batch_videos=self.batch_videos, seed=self.seed, epoch=self.epoch
+        )
+
+    def __len__(self) -> int:
+        return -(-self.videos // self.batch_videos)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches():
+            yield [(self.epoch, int(number)) for number in batch[self.rank :: self.processes]]
 
 
 def epoch_batches(videos: int, *, batch_videos: int, seed: int, epoch: int) -> list[np.ndarray]:

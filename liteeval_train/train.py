@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +21,15 @@ from liteeval_train.config import TrainConfig
 from liteeval_train.data import (
     Batch,
     DataError,
+    EpochSampler,
     Labels,
-    Sample,
     StorePair,
+    TrainingVideos,
     VideoSet,
     collate,
-    epoch_batches,
     open_pair,
     read_labels,
     require_labelled,
-    with_uniforms,
 )
 from liteeval_train.evaluate import evaluate_method
 from liteeval_train.method import Method
@@ -161,6 +159,21 @@ class _Trainer:
         if folder.last.exists():
             self.progress = folder.load_last(self.method, self.optimizer)
             folder.keep_metrics_until(self.progress.epoch)
+        self.sampler = EpochSampler(
+            len(self.train_set),
+            batch_videos=self.config.batch_videos,
+            seed=self.config.seed,
+            rank=fabric.global_rank,
+            processes=fabric.world_size,
+        )
+        self.loader: DataLoader[Batch] = DataLoader(
+            TrainingVideos(self.train_set, seed=self.config.seed),  # type: ignore[arg-type]
+            batch_sampler=self.sampler,
+            collate_fn=functools.partial(collate, classes=len(info.classes)),
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            pin_memory=fabric.device.type == "cuda",
+        )
         self.module, self.wrapped_optimizer = self.fabric.setup(self.method, self.optimizer)
 
     def run(self) -> None:
@@ -182,15 +195,13 @@ class _Trainer:
         start = time.perf_counter()
         self.method.train()
         logged: list[dict[str, Tensor]] = []
-        batches = epoch_batches(
-            len(self.train_set),
-            batch_videos=self.config.batch_videos,
-            seed=self.config.seed,
-            epoch=epoch,
-        )
-        for number, batch in enumerate(self._load(batches, epoch)):
+        self.sampler.epoch = epoch
+        for number, (batch, all_videos) in enumerate(
+            zip(self.loader, self.sampler.batches(), strict=True)
+        ):
             progress = (epoch * steps + number) / (steps * self.config.epochs)
-            share = self._share_of_batch(batch, batches[number])
+            batch = batch.to(self.fabric.device)
+            share = self._share_of_batch(batch, all_videos)
             logged.append(self._step(batch, progress, share))
             bar.update()
         means = self._means(logged, epoch)
@@ -227,23 +238,6 @@ class _Trainer:
         self.wrapped_optimizer.step()
         parts = {"loss": step.loss.detach(), **step.parts}
         return {name: value * share for name, value in parts.items()}
-
-    def _load(self, batches: list[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """This process's videos of each batch of the epoch, on its device."""
-        rank, processes = self.fabric.global_rank, self.fabric.world_size
-        loader: DataLoader[Sample] = DataLoader(
-            self.train_set,
-            batch_sampler=[batch[rank::processes].tolist() for batch in batches],
-            collate_fn=functools.partial(
-                _collate_with_uniforms,
-                classes=len(self.info.classes),
-                seed=self.config.seed,
-                epoch=epoch,
-            ),
-            num_workers=self.options.workers,
-        )
-        for batch in loader:
-            yield batch.to(self.fabric.device)
 
     def _means(self, logged: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
         """Means over the epoch; one transfer from the device per epoch.
@@ -293,12 +287,6 @@ class _Trainer:
             "val_gflops": summary["gflops_mean"],
             "val_score": score,
         }
-
-
-def _collate_with_uniforms(samples: list[Sample], *, classes: int, seed: int, epoch: int) -> Batch:
-    return collate(
-        [with_uniforms(sample, seed=seed, epoch=epoch) for sample in samples], classes=classes
-    )
 
 
 def _fabric(options: FitOptions) -> Fabric:
