@@ -23,7 +23,7 @@ from pathlib import Path
 import av
 import click
 import numpy as np
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -54,6 +54,7 @@ class BenchClip:
             for number, frame in enumerate(scene * self.repeats):
                 small = reformatter.reformat(frame, width, self.height, "yuv420p")
                 small.pts, small.time_base = number, Fraction(1, FPS)
+                small.pict_type = PictureType.NONE  # or the source's key frames are taken over
                 container.mux(stream.encode(small))
             container.mux(stream.encode(None))
         return path
@@ -62,7 +63,7 @@ class BenchClip:
 def bench_clips() -> Iterator[BenchClip]:
     for height, repeats in ((240, 4), (360, 4), (720, 2)):
         for group in (250, 48):
-            parameters = f"keyint={group}:bframes=3:b-adapt=0:ref=3"
+            parameters = f"keyint={group}:bframes=3:b-adapt=0:ref=3:scenecut=0"
             options = {"preset": "veryfast", "x264-params": parameters}
             yield BenchClip(f"h264-{height}p-gop{group}.mp4", "libx264", height, repeats, options)
     hevc = {"preset": "ultrafast", "x265-params": "bframes=4:open-gop=0:log-level=none"}
