@@ -237,6 +237,7 @@ def probe_by_decoding(path: str | os.PathLike[str], options: DecodeOptions = DEF
     Raises: DecodeError as `probe` does.
     """
     path = Path(path)
+    _choose_decoder(path, options, "its packets do not tell when each frame is shown")
     corrupt = 0
     with _open_video(path, options) as (container, stream):
         fps, codec = float(_frame_rate(stream)), stream.codec_context.codec.canonical_name
@@ -565,6 +566,8 @@ def _choose_decoder(path: Path, options: DecodeOptions, objection: str | None) -
     """
     if options.decoder != "decord":
         return "pyav"
+    if options.on_corrupt == "fail":
+        objection = objection or "it does not tell which frames are corrupt"
     if objection is not None:
         raise DecodeError(
             f"{path}: decord would not give the right frames, or nothing proves that it does: "

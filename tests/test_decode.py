@@ -29,6 +29,7 @@ H264 = {
     "intra": "keyint=1",
     "one-group": "keyint=infinite:bframes=3",
     "no-b": "keyint=30:bframes=0",
+    "interlaced": "keyint=24:bframes=3:interlaced=1",
     "refresh": "keyint=24:intra-refresh=1:bframes=2",
 }
 HEVC = {
@@ -74,6 +75,7 @@ OTHERS = {  # name: encoder, its options, containers
         {"bf": "2", "g": "12", "flags": "+cgop", "sc_threshold": "1000000000"},
         ["mpg", "ts", "avi"],
     ),
+    "mpeg1": ("mpeg1video", {"bf": "2", "g": "12"}, ["mpg", "mkv"]),
     "mpeg4-b": ("mpeg4", {"bf": "2", "g": "12"}, ["mp4", "mov", "mkv", "avi"]),
     "mpeg4-no-b": ("mpeg4", {"g": "12"}, ["mp4", "mov", "mkv", "avi"]),
 }

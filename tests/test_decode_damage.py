@@ -134,6 +134,20 @@ def test_lost_packets_of_a_broadcast_are_counted(codec: str, tmp_path: Path) -> 
         decode.sample_frames(path, 5, on_corrupt="fail")
 
 
+@pytest.mark.parametrize("codec", OPTIONS)
+def test_a_broadcast_cut_at_its_head_starts_with_the_first_whole_frame(
+    codec: str, tmp_path: Path
+) -> None:
+    path = make("headless.ts", codec, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[len(content) // 3 // 188 * 188 :])
+    sampled = decode.sample_frames(path, 5)
+    whole = [read_number(frame) for frame in sampled.frames]
+    assert whole[0] > 12
+    assert whole == [whole[0] + 5 * k for k in range(len(whole))]
+    assert whole[-1] >= 70
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"not a video", bytes(range(256)) * 20])
 def test_what_is_no_video_is_an_error_that_names_the_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "nothing.mp4"

@@ -103,6 +103,18 @@ def test_decord_is_refused_on_pixels_it_converts_in_another_way(
         decode.sample_frames(path, decoder="decord")
 
 
+def test_decord_is_refused_where_damage_may_not_be_kept(tmp_path: Path) -> None:
+    path = h264("plain.mp4", width=128).build(tmp_path)
+    with pytest.raises(decode.DecodeError, match="which frames are corrupt"):
+        decode.sample_frames(path, decoder="decord", on_corrupt="fail")
+
+
+def test_decord_is_refused_where_decoding_had_to_tell_the_times(tmp_path: Path) -> None:
+    path = h264("plain.mp4", width=128).build(tmp_path)
+    with pytest.raises(decode.DecodeError, match="do not tell when each frame is shown"):
+        decode.probe_by_decoding(path, decode.DecodeOptions(decoder="decord"))
+
+
 def test_decord_is_not_loaded_unless_it_is_used(tmp_path: Path) -> None:
     path = h264("plain.mp4", width=128).build(tmp_path)
     code = (
