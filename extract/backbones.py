@@ -417,9 +417,12 @@ def _unwrap(state: Any) -> dict[str, Tensor]:
 
 
 def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise BackboneError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -73,6 +73,7 @@ class ExtractSummary:
     videos: int = 0
     rows: int = 0
     already_stored: int = 0
+    changed_sources: int = 0  # stored, but the file has another size now
     failures: int = 0
     source_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -147,6 +148,15 @@ def _keep_freed_memory() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def _has_changed(video: Video, store: FeatureStore | tuple[()]) -> bool:
+    """Whether a stored video's source has another size than when it was extracted."""
+    try:
+        size = video.path.stat().st_size
+        return isinstance(store, FeatureStore) and size != store.source_bytes(video.id)
+    except OSError:
+        return False
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -347,15 +357,25 @@ class _Run:
 
     def _tasks(self, videos: Sequence[Video]) -> list[DecodeTask]:
         """What each video still lacks; a video that every store holds is no task."""
-        held = {
+        held: dict[str, FeatureStore | tuple[()]] = {
             name: FeatureStore(self._out / name) if part_paths(self._out / name) else ()
             for name in self._backbones
         }
-        tasks = []
+        tasks, changed = [], []
         for video in videos:
             inputs = tuple(name for name in self._backbones if video.id not in held[name])
             if inputs:
                 tasks.append(DecodeTask(video.id, video.path, inputs))
+            if any(_has_changed(video, held[n]) for n in self._backbones if n not in inputs):
+                changed.append(video)
+        self._summary.changed_sources = len(changed)
+        if changed:
+            tqdm.write(
+                f"{len(changed)} stored videos have a source of another size now, such as "
+                f"{changed[0].path}; their rows are of the old one. Give the new files other "
+                "names, or extract to another --out",
+                file=sys.stderr,
+            )
         return tasks
 
     def _take_rows(self, event: Rows) -> None:

@@ -160,6 +160,7 @@ class Part:
         self.identity = StoreIdentity.from_attributes(attributes)
         self.video_ids: list[str] = list(self._file["video_id"].asstr()[:])
         self.offset: np.ndarray = self._file["video_offset"][:]
+        self.source_bytes: np.ndarray = self._file["source_bytes"][:]
 
     def __enter__(self) -> Part:
         return self
@@ -251,15 +252,18 @@ class FeatureStore:
         self._location: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Part] = {}
         self._rows: dict[str, int] = {}
+        self._source_bytes: dict[str, int] = {}
         identity: StoreIdentity | None = None
         for path_of_part in paths:
             with Part(path_of_part) as part:
                 identity = identity or part.identity
                 _require_same_identity(identity, part.identity, path_of_part)
+                rows, source_bytes = np.diff(part.offset).tolist(), part.source_bytes.tolist()
                 for video, video_id in enumerate(part.video_ids):
                     if video_id not in self._location:
                         self._location[video_id] = (path_of_part, video)
-                        self._rows[video_id] = int(part.offset[video + 1] - part.offset[video])
+                        self._rows[video_id] = rows[video]
+                        self._source_bytes[video_id] = source_bytes[video]
         assert identity is not None
         self.identity: StoreIdentity = identity
         self.parts = len(paths)
@@ -276,6 +280,10 @@ class FeatureStore:
     def rows(self, video_id: str) -> int:
         """T of a video, without reading its features."""
         return self._rows[video_id]
+
+    def source_bytes(self, video_id: str) -> int:
+        """Size of the source file when the video was extracted."""
+        return self._source_bytes[video_id]
 
     def __len__(self) -> int:
         return len(self._location)

@@ -121,6 +121,19 @@ def test_a_second_run_only_does_what_is_missing(
     assert (nothing.already_stored, nothing.videos, nothing.rows) == (8, 0, 0)
 
 
+def test_a_source_that_has_changed_is_told(
+    folder: Path, small: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "v" / "a.mp4"
+    video.parent.mkdir()
+    video.write_bytes((folder / "clip 0.mp4").read_bytes())
+    extract_features(find_videos([video]), tmp_path / "o", [small], options())
+    video.write_bytes((folder / "clip 2.mkv").read_bytes())
+    summary = extract_features(find_videos([video]), tmp_path / "o", [small], options())
+    assert (summary.changed_sources, summary.already_stored) == (1, 1)
+    assert "of another size now" in capsys.readouterr().err
+
+
 def test_bad_videos_are_listed_and_the_others_done(
     folder: Path, small: Backbone, tmp_path: Path
 ) -> None:
