@@ -45,12 +45,12 @@ class LoopLinear(nn.Module):
 
     def begin(self) -> Callable[[Tensor], Tensor]:
         """The product, to be used within one loop."""
-        weight = self.weight
+        weight = _autocast(self.weight)
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return lambda x_BD: functional.linear(x_BD, weight)
+            return lambda x_BD: functional.linear(x_BD.to(weight.dtype), weight)
         tape: Tape = []
         handle = _GatherGradient.apply(weight, tape)
-        return lambda x_BD: _TapedLinear.apply(x_BD, handle, tape)
+        return lambda x_BD: _TapedLinear.apply(x_BD.to(weight.dtype), handle, tape)
 
     @property
     def flops(self) -> int:
@@ -79,14 +79,12 @@ class _GatherGradient(torch.autograd.Function):
 
 class _TapedLinear(torch.autograd.Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
     def forward(ctx: Any, x_BD: Tensor, weight: Tensor, tape: Tape) -> Tensor:
         ctx.save_for_backward(x_BD, weight)
         ctx.tape = tape
         return x_BD @ weight.T
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, grad_BG: Tensor) -> tuple[Tensor, None, None]:
         x_BD, weight = ctx.saved_tensors
         rows = _rows_with_gradient(grad_BG)
@@ -102,13 +100,11 @@ class _SparseGradientLinear(torch.autograd.Function):
     """x W^T + b whose backward leaves out rows without gradient."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
     def forward(ctx: Any, x_ND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, weight)
         return functional.linear(x_ND, weight, bias)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, grad_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_ND, weight = ctx.saved_tensors
         rows = _rows_with_gradient(grad_NG)
@@ -117,6 +113,14 @@ class _SparseGradientLinear(torch.autograd.Function):
         grad_RG = grad_NG[rows]
         grad_ND = torch.zeros_like(x_ND).index_copy_(0, rows, grad_RG @ weight)
         return grad_ND, grad_RG.T @ x_ND[rows], grad_RG.sum(dim=0)
+
+
+def _autocast(weight: Tensor) -> Tensor:
+    """The weight in the type that autocast wants, cast once for a whole loop."""
+    device = weight.device.type
+    if not torch.is_autocast_enabled(device):
+        return weight
+    return weight.to(torch.get_autocast_dtype(device))
 
 
 def _rows_with_gradient(grad_NG: Tensor) -> Tensor | None:
@@ -150,15 +154,18 @@ class Cell(nn.Module):
 
     def inputs(self, x_ND: Tensor) -> Tensor:
         """(N, G): the part of a step that comes from the input."""
-        return _SparseGradientLinear.apply(x_ND, self.input.weight, self.input.bias)
+        weight, bias = _autocast(self.input.weight), _autocast(self.input.bias)
+        return _SparseGradientLinear.apply(x_ND.to(weight.dtype), weight, bias)
 
     def begin(self) -> Step:
         """The rest of the step, to be used within one loop."""
         raise NotImplementedError
 
     def zero_state(self, videos: int, *, like: Tensor) -> State:
-        """The state before the first frame."""
-        return tuple(like.new_zeros(videos, self.hidden) for _ in range(self.state_parts))
+        """The state before the first frame, in float32 or better."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        zeros = like.new_zeros(videos, self.hidden, dtype=dtype)
+        return (zeros,) * self.state_parts
 
     @property
     def flops(self) -> int:
@@ -183,7 +190,7 @@ class LSTMCell(Cell):
 
         def step(inputs_BG: Tensor, state: State) -> State:
             h_BH, c_BH = state
-            i, f, g, o = (inputs_BG + recurrent(h_BH)).chunk(4, dim=1)
+            i, f, g, o = (inputs_BG + recurrent(h_BH)).to(c_BH.dtype).chunk(4, dim=1)
             c_BH = f.sigmoid() * c_BH + i.sigmoid() * g.tanh()
             return o.sigmoid() * c_BH.tanh(), c_BH
 
@@ -213,8 +220,8 @@ class GRUCell(Cell):
 
         def step(inputs_BG: Tensor, state: State) -> State:
             (h_BH,) = state
-            r, z, n = inputs_BG.chunk(3, dim=1)
-            r_h, z_h, n_h = recurrent(h_BH).chunk(3, dim=1)
+            r, z, n = inputs_BG.to(h_BH.dtype).chunk(3, dim=1)
+            r_h, z_h, n_h = recurrent(h_BH).to(h_BH.dtype).chunk(3, dim=1)
             n = torch.tanh(n + torch.sigmoid(r + r_h) * (n_h + self.candidate_bias))
             return (torch.lerp(n, h_BH, torch.sigmoid(z + z_h)),)
 
@@ -264,7 +271,7 @@ class SRUCell(Cell):
     def begin(self) -> Step:
         def step(inputs_BG: Tensor, state: State) -> State:
             _, c_BH = state
-            value, forget, reset, highway = inputs_BG.chunk(4, dim=1)
+            value, forget, reset, highway = inputs_BG.to(c_BH.dtype).chunk(4, dim=1)
             f = torch.sigmoid(forget + self.forget_state * c_BH)
             r = torch.sigmoid(reset + self.reset_state * c_BH)
             c_BH = torch.lerp(value, c_BH, f)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from extract.store import FeatureWriter, StoreError, StoreIdentity, VideoFeatures
 from liteeval_train.data import (
     DataError,
+    EpochSampler,
     Packing,
     Sample,
     VideoSet,
@@ -27,7 +28,14 @@ lengths = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 
 
 def write_store(
-    path: Path, videos: dict[str, int], *, dim: int, gflops: float, fps: float = 1.0, late=()
+    path: Path,
+    videos: dict[str, int],
+    *,
+    dim: int,
+    gflops: float,
+    fps: float = 1.0,
+    late=(),
+    dtype=np.float16,
 ) -> Path:
     """A store whose row t of every video is filled with t; rows of `late` stand 0.5 s later."""
     identity = StoreIdentity("b", 8, "w", "", {}, fps, dim, gflops, "1 multiply-add = 1 FLOP", 1)
@@ -36,7 +44,7 @@ def write_store(
             pts = np.arange(rows) / fps
             if video in late:
                 pts[1:] += 0.5
-            features = np.repeat(np.arange(rows, dtype=np.float16)[:, None], dim, axis=1)
+            features = np.repeat(np.arange(rows, dtype=dtype)[:, None], dim, axis=1)
             index = np.arange(rows)
             item = VideoFeatures(features, pts, index, rows / fps, 25.0, video, 1, "pyav")
             writer.add(video, item)
@@ -157,6 +165,41 @@ def test_long_videos_are_seen_at_evenly_spaced_rows(tmp_path):
     assert seen.rows.tolist() == [1, 3, 5, 7]
     assert seen.fine_TD[:, 0].tolist() == [1, 3, 5, 7]
     assert seen.pts_seconds.tolist() == [1, 3, 5, 7]
+
+
+def test_float32_beside_float16_is_read_as_it_stands(tmp_path):
+    coarse = write_store(tmp_path / "c", {"a": 3}, dim=3, gflops=0.1, dtype=np.float32)
+    fine = write_store(tmp_path / "f", {"a": 3}, dim=5, gflops=1.0)
+    labels = read_labels(write_labels(tmp_path, "video_id,label,split\na,x,train\n"))
+    videos = VideoSet(open_pair(coarse, fine), labels, "train", classes=["x"], max_frames=9)
+    batch = collate([videos[0]], classes=1)
+    assert (batch.coarse_ND.dtype, batch.fine_ND.dtype) == (torch.float32, torch.float16)
+    moved = batch.to(torch.device("cpu"))
+    assert moved.coarse_ND[:, 0].tolist() == moved.fine_ND[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_videos_read_again_are_the_same_with_and_without_memory(tmp_path, cache_bytes):
+    pair = open_pair(*write_pair(tmp_path, {"a": 5, "b": 2}))
+    labels = read_labels(write_labels(tmp_path, "video_id,label,split\na,x,train\nb,x,train\n"))
+    videos = VideoSet(pair, labels, "train", classes=["x"], max_frames=4, cache_bytes=cache_bytes)
+    first, again = videos[0], videos[0]
+    assert (first is again) == (cache_bytes > 0)
+    assert first.fine_TD.tolist() == again.fine_TD.tolist()
+    assert first.rows.tolist() == again.rows.tolist() == evenly_spaced(5, 4).tolist()
+
+
+def test_processes_share_out_every_batch():
+    samplers = [
+        EpochSampler(21, batch_videos=8, seed=1, rank=rank, processes=2) for rank in range(2)
+    ]
+    for sampler in samplers:
+        sampler.epoch = 3
+    shares = [list(sampler) for sampler in samplers]
+    assert len(samplers[0]) == len(shares[0]) == len(shares[1]) == 3
+    whole = epoch_batches(21, batch_videos=8, seed=1, epoch=3)
+    for left, right, batch in zip(*shares, whole, strict=True):
+        assert sorted([*left, *right]) == sorted((3, int(number)) for number in batch)
 
 
 @given(st.integers(1, 5000), st.integers(1, 300))
