@@ -48,6 +48,7 @@ DEMUXERS = (
 MAX_PIXELS = 16384 * 16384 - 1
 MAX_DURATION_SECONDS = 48 * 3600.0
 MAX_STREAMS = 256
+_DRAIN = Packet()  # without data: the codec gives what it still holds
 T = TypeVar("T")
 
 # Codecs in which libavcodec discards a non-reference frame before it touches any state.
@@ -450,14 +451,17 @@ def _decode_all(
 
     Raises: DecodeError if the codec refused a picture for its size.
     """
-    context = stream.codec_context
-    for packet in chain(_demux(container, stream), [None]):
-        flagged = packet is not None and packet.is_corrupt
+    for packet in chain(_demux(container, stream), [_DRAIN]):
+        if packet is None:
+            yield None
+            continue
+        flagged = packet is not _DRAIN and packet.is_corrupt
         try:
-            for frame in context.decode(packet):
+            for frame in stream.codec_context.decode(packet):
                 flagged &= not frame.is_corrupt  # or it would count twice
                 yield frame
         except av.FFmpegError:
+            context = stream.codec_context
             _check_size(path, context.width, context.height, options)
             flagged = True
         if flagged:
@@ -535,13 +539,16 @@ def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], s
     keep_whole = False  # whether the group that follows refers back into this one
     for start, stop in zip(reversed(starts), reversed(stops), strict=True):
         key_pts = packets.pts[start]
-        assert key_pts is not None
+        assert key_pts is not None  # or there would be no timeline from packets
         leading = [i for i in range(start + 1, stop) if (packets.pts[i] or 0) < key_pts]
         last = max((i for i in range(start, stop) if plan[i] == DECODE), default=start - 1)
         if not keep_whole and last + 1 < stop:
             plan[last + 1 : stop] = [DROP] * (stop - last - 1)
             restarts.add(stop)
-        keep_whole = any(plan[i] == DECODE for i in leading)
+        wants_leading = any(plan[i] == DECODE for i in leading)
+        # Leading pictures may refer to leading ones of the group before, if nothing trails those.
+        passes_on = keep_whole and bool(leading) and len(leading) == stop - start - 1
+        keep_whole = wants_leading or passes_on
         if not keep_whole and start:
             for i in leading:
                 plan[i] = DROP
@@ -560,7 +567,7 @@ def _to_rgb(video: Video, frame: VideoFrame, reformatter: VideoReformatter) -> n
 
 
 def _choose_decoder(path: Path, options: DecodeOptions, objection: str | None) -> str:
-    """ "decord" only where it is asked for by name: see benchmarks/decode.py for why not else.
+    """PyAV unless decord is asked for by name: benchmarks/decode.py found no file it is faster on.
 
     Raises: DecodeError if decord is asked for and would not be exact.
     """

@@ -23,7 +23,6 @@ def make_timeline(gaps: list[int], last_ms: int) -> tuple[list[Fraction], Fracti
     return shown, duration, Timeline(np.array(shown, dtype=np.float64), float(duration))
 
 
-@settings(deadline=None)
 @given(gaps_ms, st.integers(1, 1500), rates)
 def test_rows_equal_a_plain_loop_over_the_definition(
     gaps: list[int], last_ms: int, fps: Fraction
@@ -32,7 +31,7 @@ def test_rows_equal_a_plain_loop_over_the_definition(
     assert row_frames(timeline, float(fps)).tolist() == rows_by_hand(shown, duration, fps)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(gaps_ms, st.integers(1, 1500), rates)
 def test_snippets_equal_a_plain_loop_over_the_definition(
     gaps: list[int], last_ms: int, fps: Fraction
@@ -46,7 +45,6 @@ def test_snippets_equal_a_plain_loop_over_the_definition(
         ]
 
 
-@settings(deadline=None)
 @given(gaps_ms, st.integers(1, 1500), rates)
 def test_rows_never_go_back_and_never_leave_the_video(
     gaps: list[int], last_ms: int, fps: Fraction
