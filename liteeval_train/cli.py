@@ -124,6 +124,7 @@ def fit(
     show_default=True,
     help="interpolated is ActivityNet's.",
 )
+@click.option("--key-frames", type=FILE, help="Of a simulation: adds the shares of them read.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
@@ -241,7 +242,7 @@ def figures(runs: tuple[Path, ...], out: Path, split: str, device: str) -> None:
 @click.option("--key-share", type=float, default=0.05, show_default=True, help="Of frames.")
 @click.option("--hint-strength", type=float, default=6.0, show_default=True)
 @click.option("--detail-strength", type=float, default=6.0, show_default=True)
-@click.option("--context-strength", type=float, default=2.0, show_default=True)
+@click.option("--context-strength", type=float, default=0.8, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def simulate(out: Path, **options: Any) -> None:
     """A pair of stores with labels in which the right policy is known.

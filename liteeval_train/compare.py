@@ -20,6 +20,7 @@ HEADER = (
     "frames seen",
     "seconds per video",
 )
+EXTRA_KEYS = ("budget", "watched", "key_frames_read", "other_frames_read")
 NUMBER_KEYS = (
     "top1",
     "map",
@@ -38,15 +39,19 @@ def format_comparison(summaries: Sequence[dict[str, Any]], style: str) -> str:
         return json.dumps({"flop_convention": FLOP_CONVENTION, "runs": list(summaries)}, indent=2)
     if style == "csv":
         return _csv(summaries)
-    extra = [key for key in ("budget", "watched") if any(key in s for s in summaries)]
+    extra = [key for key in EXTRA_KEYS if any(key in s for s in summaries)]
     rows = [
-        (*row, *(str(summary.get(key, "")) for key in extra))
+        (*row, *(_short(summary.get(key, "")) for key in extra))
         for row, summary in zip(map(_cells, summaries), summaries, strict=True)
     ]
     rows.insert(0, (*HEADER, *extra))
     splits = sorted({summary["split"] for summary in summaries})
     note = f"split {', '.join(splits)}; {FLOP_CONVENTION}; mean ± standard deviation over videos"
     return f"{note}\n\n{_align(rows, markdown=style == 'markdown')}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _cells(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -78,7 +83,9 @@ def _align(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["method", "split", *NUMBER_KEYS], extrasaction="ignore")
+    writer = csv.DictWriter(
+        text, ["method", "split", *NUMBER_KEYS, *EXTRA_KEYS], extrasaction="ignore"
+    )
     writer.writeheader()
     writer.writerows(summaries)
     return text.getvalue().rstrip("\n")

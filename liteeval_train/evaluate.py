@@ -19,6 +19,7 @@ from torch import Tensor
 from liteeval_train.cost import Cost, video_cost
 from liteeval_train.data import (
     Batch,
+    DataError,
     Sample,
     StorePair,
     VideoSet,
@@ -30,6 +31,7 @@ from liteeval_train.data import (
 from liteeval_train.method import Method, Prediction
 from liteeval_train.metrics import AVERAGE_PRECISIONS, in_top
 from liteeval_train.run import RunFolder, RunInfo, write_atomically
+from liteeval_train.simulate import key_frame_shares, key_rows
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,11 @@ def evaluate_run(
     labels: Path | None = None,
     device: str = "auto",
     average_precision: str = "plain",
+    key_frames: Path | None = None,
 ) -> Evaluation:
     """Evaluate a run's chosen model on a split and write both result files into the run.
+
+    With the `key_frames` of a simulation the summary says which share of them was read finely.
 
     Raises: RunError, DataError or StoreError with the way out.
     """
@@ -242,11 +247,25 @@ def evaluate_run(
         name=run.info.config.method,
         average_precision=average_precision,
     )
+    if key_frames is not None:
+        evaluation.summary.update(_key_shares(evaluation, key_frames, videos.pair))
     folder = run.folder
     lines = [json.dumps(asdict(video)) for video in evaluation.videos]
     write_atomically(folder.evaluation_videos(split), "".join(f"{x}\n" for x in lines).encode())
     write_atomically(folder.evaluation(split), json.dumps(evaluation.summary, indent=2).encode())
     return evaluation
+
+
+def _key_shares(evaluation: Evaluation, path: Path, pair: StorePair) -> dict[str, float]:
+    reads = {
+        video.video_id: {row for row, used in zip(video.rows, video.used, strict=True) if used}
+        for video in evaluation.videos
+    }
+    keys = key_rows(path)
+    unknown = sorted(set(reads) - set(keys))
+    if unknown:
+        raise DataError(f"{path}: no key frames of {unknown[0]!r}; give those of this simulation")
+    return key_frame_shares(reads, keys, {video: pair.fine.rows(video) for video in reads})
 
 
 @dataclass(frozen=True)

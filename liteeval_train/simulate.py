@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,7 +47,7 @@ class Simulation:
     key_share: float = 0.05
     hint_strength: float = 6.0
     detail_strength: float = 6.0
-    context_strength: float = 2.0
+    context_strength: float = 0.8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,8 +92,31 @@ def simulate(simulation: Simulation, out: Path) -> None:
 
 def key_rows(path: Path) -> dict[str, set[int]]:
     """The key frames of each simulated video, by row of the store."""
-    with path.open(encoding="utf-8") as file:
-        return {line["video_id"]: set(line["rows"]) for line in map(json.loads, file)}
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {line["video_id"]: set(line["rows"]) for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the key_frames.jsonl of a simulation ({error})") from error
+
+
+def key_frame_shares(
+    reads: Mapping[str, set[int]], keys: Mapping[str, set[int]], rows: Mapping[str, int]
+) -> dict[str, float]:
+    """Shares of all key frames and of all other frames that were read finely.
+
+    Args:
+        reads: rows read finely of each video. keys: its key rows. rows: how many it has.
+
+    One video of 10 rows, keys {2, 5}, reads {2, 3}: 1/2 of key frames, 1/8 of the others.
+    """
+    hits = sum(len(reads[video] & keys[video]) for video in reads)
+    others = sum(len(reads[video] - keys[video]) for video in reads)
+    all_keys = sum(len(keys[video]) for video in reads)
+    all_rows = sum(rows[video] for video in reads)
+    return {
+        "key_frames_read": hits / all_keys,
+        "other_frames_read": others / max(1, all_rows - all_keys),
+    }
 
 
 def _orthonormal(random: np.random.Generator, dim: int) -> np.ndarray:

@@ -85,6 +85,13 @@ def test_wrong_budgets_are_wrong_usage(folder, text):
     assert "expected A-B" in result.stderr
 
 
+def test_evaluation_counts_the_key_frames_of_a_simulation(folder):
+    keys = folder / "key_frames.jsonl"
+    result = invoke("evaluate", folder / "uniform", "--key-frames", keys, "--json")
+    summary = json.loads(result.stdout)  # at most 8 frames, so UNIFORM reads them all
+    assert summary["key_frames_read"] == summary["other_frames_read"] == 1.0
+
+
 def test_figures_are_written_as_png_and_csv(folder, tmp_path):
     result = invoke("figures", folder / "uniform", folder / "liteeval", "--out", tmp_path / "f")
     assert result.exit_code == 0, result.output

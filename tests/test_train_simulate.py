@@ -7,7 +7,7 @@ import pytest
 
 from extract.store import FeatureStore
 from liteeval_train.data import DataError, open_pair, read_labels
-from liteeval_train.simulate import Simulation, key_rows, simulate
+from liteeval_train.simulate import Simulation, key_frame_shares, key_rows, simulate
 
 
 @pytest.mark.parametrize("needs", ["detail", "context"])
@@ -49,3 +49,17 @@ def test_existing_simulation_and_odd_classes_are_refused(tmp_path):
         simulate(Simulation(videos=4, classes=2), tmp_path)
     with pytest.raises(DataError, match="classes must be even"):
         Simulation(classes=3)
+
+
+def test_shares_of_key_and_other_frames_are_counted_over_all_videos():
+    shares = key_frame_shares(
+        {"a": {2, 3}, "b": {0}}, {"a": {2, 5}, "b": {1, 2}}, {"a": 10, "b": 4}
+    )
+    assert shares == {"key_frames_read": 1 / 4, "other_frames_read": 2 / 10}
+
+
+def test_file_that_holds_no_key_frames_is_refused(tmp_path):
+    path = tmp_path / "key_frames.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"not the key_frames.jsonl of a simulation"):
+        key_rows(path)
