@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
+from pipelines.datasets.listing import DataSetError, Source
 from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED
 from pipelines.experiment import Done, run_experiment
+from pipelines.importing import DATASETS, Report, import_dataset
 from pipelines.jobs import JobError
 from pipelines.manifest import ManifestError
 
@@ -31,7 +35,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ManifestError as error:
             raise _ManifestFault(str(error)) from error
-        except JobError as error:
+        except (JobError, DataSetError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted; run the same command again to go on", err=True)
@@ -198,3 +202,59 @@ def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> Non
     except (ReportError, RunError, StoreError, DecodeError, VideoListError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {len(shown)} videos")
+
+
+@main.command("import")
+@click.argument("dataset", type=click.Choice(list(DATASETS)))
+@click.option("--videos", required=True, type=click.Path(path_type=Path),
+              help="Folder of the videos, at any depth.")  # fmt: skip
+@click.option("--annotations", multiple=True, type=click.Path(path_type=Path),
+              help="An official annotation file; repeatable.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path),
+              help="Folder for labels.csv, videos.csv and the report.")  # fmt: skip
+@click.option("--classes", type=click.Path(path_type=Path),
+              help="Names of numbered classes, one a line.")  # fmt: skip
+@click.option("--fold", default=1, show_default=True, type=click.IntRange(1),
+              help="Of breakfast: 1 to 4.")  # fmt: skip
+@click.option("--val-share", default=0.1, show_default=True,
+              type=click.FloatRange(0, 1, max_open=True),
+              help="Of train, where there is no split val; 0: test becomes val.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
+def import_(
+    dataset: str, videos: Path, annotations: tuple[Path, ...], out: Path, as_json: bool,
+    classes: Path | None, fold: int, val_share: float,
+) -> None:  # fmt: skip
+    """Find the videos of a data set and write labels.csv and videos.csv for them.
+
+    Goes on with what is there; OUT/missing.txt, extra.txt and duplicates.txt say what is not as
+    listed. DATASET folders needs no annotations: a folder for each class. docs/manifests.md shows
+    the layout of each data set.
+
+    \b
+    Example:
+      liteeval import activitynet --videos videos/ --annotations activity_net.v1-3.min.json \\
+          --out activitynet
+      liteeval-extract run activitynet/videos.csv --out features --backbone mobilenet_v2@112
+    """
+    source = Source(videos=videos, annotations=annotations, classes=classes, fold=fold)
+    report = import_dataset(dataset, source, out, val_share=val_share)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else format_report(report, out))
+
+
+def format_report(report: Report, out: Path) -> str:
+    """The report as a few lines; counts of zero are left out."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in report.splits.items() if count)
+    lines = [
+        f"{report.dataset}: {report.found:,} of {report.listed:,} listed videos found; "
+        f"{splits}; {report.classes:,} classes"
+    ]
+    remarks = (
+        (report.missing, f"missing: {out / 'missing.txt'}"),
+        (report.extra, f"not listed: {out / 'extra.txt'}"),
+        (report.duplicates, f"listed or found more than once: {out / 'duplicates.txt'}"),
+        (report.without_label, "without a published label, left out"),
+        (report.unknown_class, "of a class that train lacks, left out"),
+        (report.held_out, "of train held out as val"),
+    )
+    lines += [f"{count:8,} {remark}" for count, remark in remarks if count]
+    return "\n".join([*lines, f"{'':8} {out / 'labels.csv'}, {out / 'videos.csv'}"])
