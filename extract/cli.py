@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -122,7 +123,8 @@ def run(
     from extract.videos import find_videos, take_shard
 
     with _user_errors():
-        found = find_videos(videos)
+        with tqdm(desc="scan", unit="video", delay=1) as bar:
+            found = find_videos(videos, on_found=bar.update)
         if not found:
             raise click.ClickException(f"no video file in {', '.join(map(str, videos))}")
         if labels is not None:

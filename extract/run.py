@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,13 @@ from tqdm import tqdm
 from extract.backbones import Backbone
 from extract.decode import DecodeOptions
 from extract.failures import append_failure
-from extract.store import FeatureStore, FeatureWriter, VideoFeatures, part_paths
+from extract.store import (
+    FeatureStore,
+    FeatureWriter,
+    StoreError,
+    VideoFeatures,
+    part_paths,
+)
 from extract.supervise import (
     Decoded,
     DecodeLimits,
@@ -53,6 +59,7 @@ class ExtractOptions:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch_size: int = 0  # rows; 0: what suits the device
     precision: str = "fp32"
+    compile: bool = False
     commit_videos: int = 64
     commit_seconds: float = 60.0
     limits: DecodeLimits = field(default_factory=DecodeLimits)
@@ -212,12 +219,16 @@ class _Batcher:
         self._name = backbone.spec.store_name
         self._device = device
         self._precision = options.precision
-        self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
+        extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
+        self._extractor: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(extractor, dynamic=False) if options.compile else extractor
+        )
         row_shape = backbone.spec.preprocessing.row_shape
         size = options.batch_size or _default_batch_size(row_shape, device)
         cuda = device.type == "cuda"
+        self._fixed_shape = cuda or options.compile  # another shape costs more than full rows
         self._buffers = [
-            torch.empty((size, *row_shape), dtype=torch.uint8, pin_memory=cuda)
+            torch.zeros((size, *row_shape), dtype=torch.uint8, pin_memory=cuda)
             for _ in range(2 if cuda else 1)
         ]
         self._pixels = self._buffers.pop()
@@ -246,8 +257,10 @@ class _Batcher:
     def _compute(self) -> None:
         """Start the network on the filled buffer and make another one ready."""
         with torch.inference_mode(), autocast(self._device, self._precision):
-            pixels = self._pixels[: self._filled].to(self._device, non_blocking=True)
-            features = self._extractor(pixels).to(torch.float16)
+            pixels = self._pixels.to(self._device, non_blocking=True)
+            if not self._fixed_shape:
+                pixels = pixels[: self._filled]
+            features = self._extractor(pixels)[: self._filled].to(torch.float16)
             ready = None
             if self._device.type == "cuda":
                 there = torch.empty_like(features, device="cpu", pin_memory=True)
@@ -419,9 +432,16 @@ class _Run:
             self.commit()
 
     def commit(self) -> None:
+        """Commit every store, also when one cannot be written; then raise its error."""
+        errors = []
         for writer in self._writers.values():
-            writer.commit()
+            try:
+                writer.commit()
+            except StoreError as error:
+                errors.append(error)
         self._oldest_uncommitted = None
+        if errors:
+            raise errors[0]
 
     def _give_up(self, video: Video, failed: Failed, bar: tqdm[Any]) -> None:
         self._assemblies.pop(video.id, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,15 @@ class Video:
     path: Path
 
 
-def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Video]:
+def find_videos(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    on_found: Callable[[], object] = lambda: None,
+) -> list[Video]:
     """All videos in folders, list files (.txt, one path a line; .csv, column `path`) and files.
+
+    Args:
+        on_found: called once per video, to show progress.
 
     Returns: videos sorted by id.
     Raises: VideoListError if a source is missing or two files would get one id.
@@ -44,8 +51,9 @@ def find_videos(sources: Iterable[str | os.PathLike[str]]) -> list[Video]:
     found: dict[str, Video] = {}
     for source in sources:
         for video in _expand(Path(source)):
+            on_found()
             other = found.setdefault(video.id, video)
-            if other.path.resolve() != video.path.resolve():
+            if other is not video and other.path.resolve() != video.path.resolve():
                 raise VideoListError(
                     f"two files would get the id {video.id!r}: {other.path} and {video.path}; "
                     "rename one or extract them to different outputs"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -225,6 +226,33 @@ def test_killed_runs_lose_no_committed_part_and_are_completed(
         kept = set(part_paths(store))
         assert not kept or verify_store(store) == []
     assert start(folder, out, tmp_path / "run.py").wait(timeout=120) == 0
+    assert_same(store, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 kB; the test may let it grow."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_harms_nothing(
+    whole: Path, folder: Path, small: Backbone, small_disk: Path
+) -> None:
+    videos, opts = find_videos([folder]), options(commit_videos=1)
+    with pytest.raises(StoreError, match="Free space"):
+        extract_features(videos, small_disk, [small], opts)
+    store = small_disk / whole.name
+    assert 0 < len(FeatureStore(store)) < len(videos)
+    assert verify_store(store) == []
+    assert not list(store.glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=10m", str(small_disk)], check=True)
+    extract_features(videos, small_disk, [small], opts)
     assert_same(store, whole)
 
 

@@ -141,6 +141,18 @@ def test_a_video_that_needs_too_much_memory_fails_alone(clips: list[Path], tmp_p
     assert [e.video_id for e in events if isinstance(e, Decoded)] == ["10.mp4"]
 
 
+def test_a_worker_is_replaced_after_its_share_of_videos(
+    clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.supervise.VIDEOS_PER_WORKER", 1)
+    pids = set()
+    with DecodePool(1, options()) as pool:
+        for event in pool.run(task(path) for path in clips):
+            if isinstance(event, Decoded):
+                pids.add(pool._workers[0].process.pid)
+    assert len(pids) == len(clips)
+
+
 def test_no_process_stays_behind(clips: list[Path]) -> None:
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     run(clips, options())

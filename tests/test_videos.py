@@ -1,6 +1,7 @@
 """Sources to videos with ids."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,20 @@ def test_labelled_ids_come_from_the_column(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("id,label\na,x\n")
     with pytest.raises(VideoListError, match="expected columns video_id,label,split"):
         read_labelled_ids(tmp_path / "bad.csv")
+
+
+def test_a_folder_of_100_000_files_is_scanned_in_flat_memory(tmp_path: Path) -> None:
+    for i in range(100_000):
+        os.close(os.open(tmp_path / f"{i:06d}.mp4", os.O_CREAT))
+    count = 0
+
+    def found() -> None:
+        nonlocal count
+        count += 1
+
+    tracemalloc.start()
+    videos = find_videos([tmp_path], on_found=found)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == len(videos) == 100_000
+    assert peak_bytes < 1500 * 100_000
