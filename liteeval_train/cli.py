@@ -193,18 +193,24 @@ def _parse_range(text: str) -> range:
     show_default=True,
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-def compare(runs: tuple[Path, ...], split: str, style: str, device: str) -> None:
+@click.option("--average-seeds", is_flag=True, help="One row per method: mean ± std over runs.")
+def compare(
+    runs: tuple[Path, ...], split: str, style: str, device: str, average_seeds: bool
+) -> None:
     """Runs side by side; a run that is not evaluated yet is evaluated first.
 
     \b
     Example:
       liteeval-train compare runs/uniform runs/lstm runs/liteeval --format markdown
     """
-    from liteeval_train.compare import format_comparison
+    from liteeval_train import compare as tables
     from liteeval_train.evaluate import read_or_evaluate
 
     summaries = [read_or_evaluate(run, split=split, device=device) for run in runs]
-    click.echo(format_comparison(summaries, style))
+    if average_seeds:
+        click.echo(tables.format_seeds(tables.average_seeds(summaries), style))
+    else:
+        click.echo(tables.format_comparison(summaries, style))
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,3 +90,52 @@ def _csv(summaries: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(summaries)
     return text.getvalue().rstrip("\n")
+
+
+SEED_KEYS = ("top1", "map", "gflops_mean", "fine_frames_mean", "seconds_per_video")
+
+
+def average_seeds(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per method and split: mean and sample standard deviation over its runs.
+
+    Each number becomes two keys, such as `map` and `map_std`; a single run has deviation 0.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for summary in summaries:
+        groups.setdefault((summary["method"], summary["split"]), []).append(summary)
+    rows = []
+    for (method, split), runs in groups.items():
+        row: dict[str, Any] = {"method": method, "split": split, "runs": len(runs)}
+        for key in SEED_KEYS:
+            values = [run[key] for run in runs]
+            row[key] = statistics.fmean(values)
+            row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        rows.append(row)
+    return rows
+
+
+def format_seeds(rows: Sequence[dict[str, Any]], style: str) -> str:
+    """Rows of `average_seeds` as `table`, `markdown`, `csv` or `json` text."""
+    if style == "json":
+        return json.dumps({"flop_convention": FLOP_CONVENTION, "methods": list(rows)}, indent=2)
+    if style == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().rstrip("\n")
+    header = ("method", "runs", "top-1 %", "mAP %", "GFLOPs per video", "fine frames per video")
+    cells = [
+        (
+            row["method"],
+            str(row["runs"]),
+            f"{100 * row['top1']:.1f} ± {100 * row['top1_std']:.1f}",
+            f"{100 * row['map']:.1f} ± {100 * row['map_std']:.1f}",
+            f"{row['gflops_mean']:.2f} ± {row['gflops_mean_std']:.2f}",
+            f"{row['fine_frames_mean']:.1f} ± {row['fine_frames_mean_std']:.1f}",
+        )
+        for row in rows
+    ]
+    splits = ", ".join(sorted({row["split"] for row in rows}))
+    note = f"split {splits}; {FLOP_CONVENTION}; mean ± standard deviation over runs"
+    return f"{note}\n\n{_align([header, *cells], markdown=style == 'markdown')}"
