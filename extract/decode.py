@@ -33,6 +33,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -208,6 +209,15 @@ def _check_size(path: Path, width: int, height: int, options: DecodeOptions) -> 
             f"{path}: frames of {width} × {height} pixels, more than the limit of "
             f"{options.max_pixels}"
         )
+
+
+def _check_refusal(
+    path: Path, error: av.FFmpegError, context: VideoCodecContext, options: DecodeOptions
+) -> None:
+    """Raises: DecodeError if the codec refused a packet for its size or for want of memory."""
+    _check_size(path, context.width, context.height, options)
+    if isinstance(error, MemoryError):
+        raise DecodeError(f"{path}: needs more memory than there is to decode") from error
 
 
 # --- probing -------------------------------------------------------------------------------
@@ -449,7 +459,7 @@ def _decode_all(
 ) -> Iterator[VideoFrame | None]:
     """Every frame in order of presentation; None for each packet the demuxer or codec refused.
 
-    Raises: DecodeError if the codec refused a picture for its size.
+    Raises: DecodeError if the codec refused a picture for its size or for want of memory.
     """
     for packet in chain(_demux(container, stream), [_DRAIN]):
         if packet is None:
@@ -460,9 +470,8 @@ def _decode_all(
             for frame in stream.codec_context.decode(packet):
                 flagged &= not frame.is_corrupt  # or it would count twice
                 yield frame
-        except av.FFmpegError:
-            context = stream.codec_context
-            _check_size(path, context.width, context.height, options)
+        except av.FFmpegError as error:
+            _check_refusal(path, error, stream.codec_context, options)
             flagged = True
         if flagged:
             yield None
@@ -509,7 +518,8 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
                     context.skip_frame = "NONREF" if action == REFERENCE_ONLY else "DEFAULT"
                     mode = action
                 yield from context.decode(packet)
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                _check_refusal(video.path, error, context, video.options)
                 yield None
         try:
             yield from context.decode(None)

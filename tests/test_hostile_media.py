@@ -264,6 +264,15 @@ def test_a_real_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     assert "12000 × 12000 pixels, more than the limit of 16777216" in line
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_want_of_memory_is_not_taken_for_damage(tmp_path: Path) -> None:
+    path = h264("large.mp4", 3, width=4096, height=2304).build(tmp_path)
+    assert run_limited(path, seconds=30, memory_bytes=2 << 30).startswith("rows 1")
+    line = run_limited(path, seconds=30, memory_bytes=48 << 20)
+    assert line.startswith("error ")
+    assert "memory" in line
+
+
 def test_a_video_that_claims_to_last_for_ever_is_refused(tmp_path: Path) -> None:
     times = (*steady_times(10, 25), Fraction(60 * 3600))
     path = h264("endless.mkv", times=times, time_base=Fraction(1, 1000)).build(tmp_path)
