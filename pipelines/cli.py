@@ -13,12 +13,21 @@ from typing import Any
 
 import click
 
+from extract.videos import VideoListError
 from pipelines.datasets.listing import DataSetError, Source
-from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED
-from pipelines.experiment import Done, run_experiment
+from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED, Choice
+from pipelines.experiment import Done, open_experiment, run_experiment
 from pipelines.importing import DATASETS, Report, import_dataset
-from pipelines.jobs import JobError
-from pipelines.manifest import ManifestError
+from pipelines.jobs import JobError, plan_jobs
+from pipelines.manifest import ManifestError, manifest_schema
+from pipelines.plan import (
+    ASSUMED_GFLOPS_PER_SECOND,
+    estimate_work,
+    format_estimate,
+    format_states,
+    job_states,
+    progress,
+)
 
 DEMO_MANIFEST = Path(__file__).with_name("demo.yaml")
 
@@ -35,7 +44,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ManifestError as error:
             raise _ManifestFault(str(error)) from error
-        except (JobError, DataSetError) as error:
+        except (JobError, DataSetError, VideoListError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted; run the same command again to go on", err=True)
@@ -64,6 +73,19 @@ def _where_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An experiment: its manifest, variables and output folder."""
+    for decorate in (
+        click.option("--out", type=click.Path(path_type=Path),
+                     help="Default: runs/NAME of the manifest."),
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings,
+                     help="A variable of the manifest; paths relative to the current directory."),
+        click.argument("manifest", type=click.Path(path_type=Path)),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="liteeval")
 def main() -> None:
@@ -78,13 +100,17 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings,
-              help="A variable of the manifest; paths relative to the current directory.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/NAME of the manifest.")
+@_what_options
+@click.option("--only", multiple=True, metavar="JOB",
+              help="These jobs and what they need; * and ? stand for any text.")  # fmt: skip
+@click.option("--force", multiple=True, metavar="JOB", help="Start these over, done or not.")
+@click.option("--keep-going", is_flag=True,
+              help="After a failure, go on with the jobs that do not need that one.")  # fmt: skip
 @_where_options
-def run(manifest: Path, settings: dict[str, str], out: Path | None, **where: Any) -> None:
+def run(
+    manifest: Path, settings: dict[str, str], out: Path | None,
+    only: tuple[str, ...], force: tuple[str, ...], keep_going: bool, **where: Any,
+) -> None:  # fmt: skip
     """Run the experiment that MANIFEST says; jobs that are done are not run again.
 
     The output folder gets features, runs, table.txt, filmstrip.png, and the manifest as it was
@@ -94,10 +120,100 @@ def run(manifest: Path, settings: dict[str, str], out: Path | None, **where: Any
     Example:
       liteeval run manifests/ucf11.yaml --set data=ucf11 --set weights=mobilenet_v2.pth \\
           --out runs/ucf11
+      liteeval run manifests/ucf11.yaml --set … --only 'fit-*' --keep-going
     """
-    done = run_experiment(manifest, settings=settings, out=out, log=_log, **where)
+    choice = Choice(only=only, force=force, keep_going=keep_going)
+    done = run_experiment(manifest, settings=settings, out=out, log=_log, choice=choice, **where)
     _print_results(done)
     _exit(done)
+
+
+@main.command()
+@_what_options
+@click.option("--gflops-per-second", default=ASSUMED_GFLOPS_PER_SECOND, show_default=True,
+              type=click.FloatRange(0, min_open=True),
+              help="What the machine is assumed to do, for the estimate.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def plan(
+    manifest: Path, settings: dict[str, str], out: Path | None,
+    gflops_per_second: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Show the jobs of MANIFEST: which are done, stale or to do. Runs and writes nothing.
+
+    A job is stale when its command, a file it reads, or a job before it has changed. Ends with an
+    estimate of rows and of the networks' time, from a few probed videos and an assumed rate.
+
+    \b
+    Example:
+      liteeval plan manifests/ucf11.yaml --set data=ucf11 --set weights=mobilenet_v2.pth
+    """
+    experiment, layout = open_experiment(manifest, settings=settings, out=out)
+    states = job_states(plan_jobs(experiment, layout), layout)
+    estimate = estimate_work(experiment, layout)
+    if as_json:
+        hours = estimate.network_hours(gflops_per_second)
+        about = {**asdict(estimate), "network_hours": hours, "gflops_per_second": gflops_per_second}
+        document = {"jobs": [asdict(state) for state in states], "estimate": about}
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(f"{format_states(states)}\n\n{format_estimate(estimate, gflops_per_second)}")
+
+
+@main.command()
+@_what_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(manifest: Path, settings: dict[str, str], out: Path | None, as_json: bool) -> None:
+    """Tell how far the experiment of MANIFEST is, also while it runs in another terminal.
+
+    \b
+    Example:
+      liteeval status runs/ucf11/manifest.yaml --out runs/ucf11
+    """
+    experiment, layout = open_experiment(manifest, settings=settings, out=out)
+    states = job_states(plan_jobs(experiment, layout), layout)
+    notes = {
+        state.name: progress(state.name, experiment, layout)
+        for state in states
+        if state.state in ("running", "interrupted")
+    }
+    if as_json:
+        jobs = [{**asdict(s), "progress": notes.get(s.name, "")} for s in states]
+        click.echo(json.dumps({"out": str(layout.out), "jobs": jobs}, indent=2))
+        return
+    done = sum(state.state == "done" for state in states)
+    click.echo(f"{layout.out}: {done} of {len(states)} jobs done")
+    click.echo(format_states(states, notes=notes))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of manifests, by which editors complete and check them.
+
+    \b
+    Example:
+      liteeval schema > manifest.schema.json
+    """
+    click.echo(json.dumps(manifest_schema(), indent=2))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--split", default="val", show_default=True,
+              type=click.Choice(("train", "val", "test")))  # fmt: skip
+def table(runs: tuple[Path, ...], split: str) -> None:
+    """Evaluated runs side by side, each under the name of its folder.
+
+    \b
+    Example:
+      liteeval table runs/ucf11/runs/* --split val
+    """
+    from liteeval_train.run import RunError
+    from pipelines.report import ReportError, table_of_runs
+
+    try:
+        click.echo(table_of_runs(runs, split=split))
+    except (ReportError, RunError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -134,7 +250,8 @@ def _print_results(done: Done) -> None:
     """Print the table, what the figures rest on, and the files."""
     if done.outcome.ran == 0:
         click.echo(f"everything is done: {done.jobs} jobs of {done.layout.out}", err=True)
-    click.echo(f"\n{done.table}")
+    if done.table:
+        click.echo(f"\n{done.table}")
     for note in done.notes:
         click.echo(note)
     click.echo()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.videos import VideoListError, find_videos
-from pipelines.engines.local import Outcome, lock, run_jobs
+from pipelines.engines.local import ALL_JOBS, Choice, Outcome, lock, run_jobs
 from pipelines.jobs import JobError, Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, ManifestError, load_manifest
 
@@ -23,13 +23,16 @@ class Done:
 
     @property
     def table(self) -> str:
+        """The table of all runs; empty where --only left it out."""
+        if not self.layout.table.exists():
+            return ""
         return self.layout.table.read_text(encoding="utf-8").rstrip()
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the table has to know."""
         notes = []
-        backbones = (self.manifest.backbones.coarse, self.manifest.backbones.fine)
+        backbones = self.manifest.backbones.by_role.values()
         drawn = [backbone.option for backbone in backbones if backbone.weights == "random"]
         if drawn:
             notes.append(
@@ -46,6 +49,8 @@ class Done:
         """The files to look at, each with a word for it."""
         files = [
             ("table", self.layout.table),
+            ("tables", self.layout.out / "tables"),
+            ("figures", self.layout.figures),
             ("filmstrip", self.layout.filmstrip),
             ("runs", self.layout.out / "runs"),
             ("features", self.layout.features),
@@ -62,24 +67,36 @@ def run_experiment(
     device: str,
     workers: int | None,
     log: Callable[[str], None],
+    choice: Choice = ALL_JOBS,
 ) -> Done:
     """Run the jobs of a manifest that are not done.
 
     Args:
         settings: the manifest's variables.
         out: the output folder; by default runs/NAME of the manifest.
+        choice: which jobs.
 
     Raises: ManifestError if the manifest is wrong or names what is not there; JobError if a job
         fails; KeyboardInterrupt when interrupted, after the running job has saved its work.
     """
-    manifest = load_manifest(path, settings=settings)
-    require_inputs(path, manifest)
-    layout = Layout((out or Path("runs", manifest.name)).absolute())
+    manifest, layout = open_experiment(path, settings=settings, out=out)
     jobs = plan_jobs(manifest, layout, device=device, workers=workers)
     with lock(layout.out) as lock_file:
         write_text(layout.manifest, manifest.to_yaml())
-        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=log)
+        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=log, choice=choice)
     return Done(manifest, layout, len(jobs), outcome)
+
+
+def open_experiment(
+    path: Path, *, settings: Mapping[str, str], out: Path | None
+) -> tuple[Manifest, Layout]:
+    """The manifest with its inputs checked, and where its outputs are.
+
+    Raises: ManifestError and JobError as `run_experiment`.
+    """
+    manifest = load_manifest(path, settings=settings)
+    require_inputs(path, manifest)
+    return manifest, Layout((out or Path("runs", manifest.name)).absolute())
 
 
 def require_inputs(path: Path, manifest: Manifest) -> None:
@@ -87,7 +104,7 @@ def require_inputs(path: Path, manifest: Manifest) -> None:
     missing = manifest.missing_inputs()
     if missing:
         raise ManifestError("\n".join(f"{path}: {line}" for line in missing))
-    if manifest.data.videos:
+    if manifest.data.videos and not manifest.data.importer:
         try:
             found = find_videos([manifest.data.videos])
         except VideoListError as error:

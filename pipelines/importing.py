@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
 from extract.videos import SUFFIXES
@@ -74,15 +75,33 @@ class Matching:
     duplicates: list[str]
 
 
+@dataclass(frozen=True)
+class Imported:
+    """What an import finds, before anything is written."""
+
+    report: Report
+    videos: Sequence[Path]  # those of labels.csv
+    contents: Mapping[str, str]  # of the files to write, by name
+
+
 def import_dataset(name: str, source: Source, out: Path, *, val_share: float = 0.1) -> Report:
     """Write labels.csv, videos.csv and the report; go on with the videos that are there.
+
+    Raises: DataSetError as `examine`, or if `out` cannot be written.
+    """
+    imported = examine(name, source, val_share=val_share)
+    _write(out, imported.contents)
+    return imported.report
+
+
+def examine(name: str, source: Source, *, val_share: float = 0.1) -> Imported:
+    """Read the annotations and find the videos.
 
     Args:
         val_share: where the data set has no split val, the share of train that becomes val; with 0
             its split test becomes val.
 
-    Raises: DataSetError if the annotations cannot be read, no listed video is found, or `out`
-        cannot be written.
+    Raises: DataSetError if the annotations cannot be read or no listed video is found.
     """
     dataset = DATASETS[name]
     require_annotations(source, dataset)
@@ -109,17 +128,19 @@ def import_dataset(name: str, source: Source, out: Path, *, val_share: float = 0
         held_out=held_out,
     )
     files = {video.path: path for video, path in matching.files.items()}
-    located = sorted((str(files[video.path].with_suffix("")), video) for video in kept)
-    _write(
-        out,
-        {
+    located = sorted(((str(files[v.path].with_suffix("")), v) for v in kept), key=itemgetter(0))
+    folder = source.videos.absolute()
+    return Imported(
+        report=report,
+        videos=[folder / files[video.path] for _, video in located],
+        contents={
             "labels.csv": _csv(
                 ("video_id", "label", "split"),
                 ((name, LABEL_SEPARATOR.join(v.labels), v.split) for name, v in located),
             ),
             "videos.csv": _csv(
                 ("video_id", "path"),
-                ((name, str(source.videos.absolute() / files[v.path])) for name, v in located),
+                ((name, str(folder / files[v.path])) for name, v in located),
             ),
             "missing.txt": _lines(video.path for video in matching.missing),
             "extra.txt": _lines(map(str, matching.extra)),
@@ -127,20 +148,29 @@ def import_dataset(name: str, source: Source, out: Path, *, val_share: float = 0
             "import.json": json.dumps(asdict(report), indent=2) + "\n",
         },
     )
-    return report
 
 
 def find_files(folder: Path) -> list[PurePosixPath]:
     """The files below a folder that have a video's suffix, relative to it, sorted.
 
+    Hidden files are none; a folder that links reach twice is entered once.
+
     Raises: DataSetError if it is no folder, or a name is not UTF-8.
     """
     if not folder.is_dir():
         raise DataSetError(f"{folder}: no such folder; give the one that holds the videos")
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
+    found: list[PurePosixPath] = []
+    entered: set[tuple[int, int]] = set()
+    for parent, inner, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            inner.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inner.sort()
         inside = PurePosixPath(Path(parent).relative_to(folder).as_posix())
-        found += [inside / n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES]
+        visible = (PurePosixPath(name) for name in names if not name.startswith("."))
+        found += [inside / name for name in visible if name.suffix.lower() in SUFFIXES]
     for path in found:
         try:
             str(path).encode()

@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pipelines.manifest import Backbone, Manifest, Run, SyntheticClips
+from pipelines.manifest import Backbone, Data, Manifest, Run, SyntheticClips
 
 COMMANDS = {
     "extract": "liteeval-extract",
     "liteeval_train": "liteeval-train",
     "pipelines": "liteeval",
 }
+BY_BUDGET = frozenset({"liteeval", "liteeval-rl", "lstm", "lstm+cf", "uniform"})
 SMALL_BYTES = 1 << 20  # files up to this size are known by content, larger ones by size and time
 
 
@@ -59,12 +61,29 @@ class Layout:
         return self.out / "clips"
 
     @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    @property
     def features(self) -> Path:
         return self.out / "features"
 
     @property
     def table(self) -> Path:
         return self.out / "table.txt"
+
+    def table_of_split(self, split: str) -> Path:
+        return self.out / f"table_{split}.txt"
+
+    def table_of_runs(self, name: str) -> Path:
+        return self.out / "tables" / f"{name}.txt"
+
+    def budgets(self, run: str) -> Path:
+        return self.out / "budgets" / f"{run}.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.out / "figures"
 
     @property
     def filmstrip(self) -> Path:
@@ -81,25 +100,77 @@ class Layout:
         return self.out / "jobs" / f"{job}.json"
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What extraction and training read, and the job that makes it, if one does."""
+
+    videos: Path
+    labels: Path
+    made_by: tuple[str, ...] = ()
+
+
 def plan_jobs(
     manifest: Manifest, layout: Layout, *, device: str = "auto", workers: int | None = None
 ) -> list[Job]:
     """The manifest's jobs, each after those it depends on."""
-    jobs: list[Job] = []
-    videos, labels = manifest.data.videos, manifest.data.labels
-    if manifest.data.synthetic:
-        videos, labels = layout.clips, layout.clips / "labels.csv"
-        jobs.append(_clips_job(manifest.data.synthetic, layout))
-    assert videos is not None, "Data has one source"
-    assert labels is not None, "Data has one source"
-    jobs.append(_extract_job(manifest, layout, videos, labels, device=device, workers=workers))
-    for run in manifest.runs:
-        jobs.append(_fit_job(run, manifest, layout, labels, device=device))
-        jobs.append(_evaluate_job(run, manifest, layout, device=device))
-    jobs.append(_compare_job(manifest, layout))
-    if manifest.report.filmstrip:
-        jobs.append(_filmstrip_job(manifest.report.filmstrip, manifest, layout, videos))
+    jobs, inputs = _data_jobs(manifest.data, layout)
+    jobs.append(_extract_job(manifest, layout, inputs, device=device, workers=workers))
+    for run in manifest.all_runs:
+        jobs.append(_fit_job(run, manifest, layout, inputs.labels, device=device))
+        jobs += [
+            _evaluate_job(run, layout, split, device=device) for split in manifest.evaluation.splits
+        ]
+        if manifest.evaluation.budgets and run.method in BY_BUDGET:
+            jobs.append(_budgets_job(run, manifest, layout, device=device))
+    return jobs + _report_jobs(manifest, layout, inputs.videos, device=device)
+
+
+def _report_jobs(manifest: Manifest, layout: Layout, videos: Path, *, device: str) -> list[Job]:
+    every, report = [run.name for run in manifest.all_runs], manifest.report
+    split, *others = manifest.evaluation.splits
+    jobs = [_table_job("table", every, split, layout, layout.table)]
+    jobs += [
+        _table_job(f"table-{other}", every, other, layout, layout.table_of_split(other))
+        for other in others
+    ]
+    for name, patterns in report.tables.items():
+        path = layout.table_of_runs(name)
+        jobs.append(_table_job(f"tables-{name}", manifest.runs_like(patterns), split, layout, path))
+    if report.figures:
+        runs = manifest.runs_like(report.figures)
+        jobs.append(_figures_job(runs, split, layout, device=device))
+    if report.filmstrip:
+        jobs.append(_filmstrip_job(report.filmstrip, manifest, layout, videos))
     return jobs
+
+
+def _data_jobs(data: Data, layout: Layout) -> tuple[list[Job], _Inputs]:
+    """The job that makes or finds the videos, if there is one, and what the next ones read."""
+    if data.synthetic:
+        inputs = _Inputs(layout.clips, layout.clips / "labels.csv", made_by=("clips",))
+        return [_clips_job(data.synthetic, layout)], inputs
+    assert data.videos is not None, "Data has one source"
+    if data.importer:
+        videos, labels = layout.data / "videos.csv", layout.data / "labels.csv"
+        return [_import_job(data, layout)], _Inputs(videos, labels, made_by=("import",))
+    assert data.labels is not None, "Data has one source"
+    return [], _Inputs(data.videos, data.labels)
+
+
+def _import_job(data: Data, layout: Layout) -> Job:
+    files = (*data.annotations, *((data.classes,) if data.classes else ()))
+    return Job(
+        name="import",
+        argv=(
+            *("pipelines", "import", str(data.importer), "--videos", str(data.videos)),
+            *(f"--annotations={path}" for path in data.annotations),
+            *((f"--classes={data.classes}",) if data.classes else ()),
+            *("--fold", str(data.fold), "--val-share", f"{data.val_share:g}"),
+            *("--out", str(layout.data)),
+        ),
+        inputs=(data.videos, *files) if data.videos else files,
+        outputs=(layout.data / "labels.csv", layout.data / "videos.csv"),
+    )
 
 
 def _clips_job(clips: SyntheticClips, layout: Layout) -> Job:
@@ -116,33 +187,28 @@ def _clips_job(clips: SyntheticClips, layout: Layout) -> Job:
 
 
 def _extract_job(
-    manifest: Manifest,
-    layout: Layout,
-    videos: Path,
-    labels: Path,
-    *,
-    device: str,
-    workers: int | None,
+    manifest: Manifest, layout: Layout, inputs: _Inputs, *, device: str, workers: int | None
 ) -> Job:
-    backbones = (manifest.backbones.coarse, manifest.backbones.fine)
+    backbones = tuple(manifest.backbones.by_role.values())
     options = [f"--backbone={backbone.option}" for backbone in backbones]
     options += [
         f"--weights={backbone.option}={backbone.weights}"
         for backbone in backbones
         if backbone.weights != "published"
     ]
+    weights = (b.weights for b in backbones if isinstance(b.weights, Path))
     return Job(
         name="extract",
         argv=(
-            *("extract", "run", str(videos), "--out", str(layout.features), *options),
-            *("--fps", f"{manifest.extraction.fps:g}", "--labels", str(labels)),
+            *("extract", "run", str(inputs.videos), "--out", str(layout.features), *options),
+            *("--fps", f"{manifest.extraction.fps:g}", "--labels", str(inputs.labels)),
         ),
         where=(
             *("--device", device),
             *(() if workers is None else ("--workers", str(workers))),
         ),
-        depends_on=("clips",) if manifest.data.synthetic else (),
-        inputs=(videos, labels, *(b.weights for b in backbones if isinstance(b.weights, Path))),
+        depends_on=inputs.made_by,
+        inputs=(inputs.videos, inputs.labels, *weights),
         outputs=tuple(_store(layout, backbone) for backbone in backbones),
     )
 
@@ -153,7 +219,7 @@ def _store(layout: Layout, backbone: Backbone) -> Path:
 
 def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, device: str) -> Job:
     settings = {"seed": run.seed, **run.set}
-    coarse, fine = manifest.backbones.coarse, manifest.backbones.fine
+    coarse, fine = manifest.backbones.coarse, manifest.backbones.by_role[run.fine]
     return Job(
         name=f"fit-{run.name}",
         argv=(
@@ -175,10 +241,9 @@ def _option_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _evaluate_job(run: Run, manifest: Manifest, layout: Layout, *, device: str) -> Job:
-    split = manifest.evaluation.split
+def _evaluate_job(run: Run, layout: Layout, split: str, *, device: str) -> Job:
     return Job(
-        name=f"evaluate-{run.name}",
+        name=f"evaluate-{split}-{run.name}",
         argv=("liteeval_train", "evaluate", str(layout.run(run.name)), "--split", split),
         where=("--device", device),
         depends_on=(f"fit-{run.name}",),
@@ -186,14 +251,41 @@ def _evaluate_job(run: Run, manifest: Manifest, layout: Layout, *, device: str) 
     )
 
 
-def _compare_job(manifest: Manifest, layout: Layout) -> Job:
-    runs = [str(layout.run(run.name)) for run in manifest.runs]
+def _budgets_job(run: Run, manifest: Manifest, layout: Layout, *, device: str) -> Job:
+    budgets, split = str(manifest.evaluation.budgets), manifest.evaluation.split
     return Job(
-        name="compare",
-        argv=("liteeval_train", "compare", *runs, "--split", manifest.evaluation.split),
-        depends_on=tuple(f"evaluate-{run.name}" for run in manifest.runs),
-        outputs=(layout.table,),
-        stdout=layout.table,
+        name=f"budgets-{run.name}",
+        argv=(
+            *("liteeval_train", "evaluate", str(layout.run(run.name)), "--split", split),
+            *("--budgets", budgets, "--json"),
+        ),
+        where=("--device", device),
+        depends_on=(f"fit-{run.name}",),
+        outputs=(layout.budgets(run.name),),
+        stdout=layout.budgets(run.name),
+    )
+
+
+def _table_job(name: str, runs: list[str], split: str, layout: Layout, path: Path) -> Job:
+    return Job(
+        name=name,
+        argv=("pipelines", "table", *(str(layout.run(run)) for run in runs), "--split", split),
+        depends_on=tuple(f"evaluate-{split}-{run}" for run in runs),
+        outputs=(path,),
+        stdout=path,
+    )
+
+
+def _figures_job(runs: list[str], split: str, layout: Layout, *, device: str) -> Job:
+    return Job(
+        name="figures",
+        argv=(
+            *("liteeval_train", "figures", *(str(layout.run(run)) for run in runs)),
+            *("--out", str(layout.figures), "--split", split),
+        ),
+        where=("--device", device),
+        depends_on=tuple(f"evaluate-{split}-{run}" for run in runs),
+        outputs=(layout.figures,),
     )
 
 
@@ -205,7 +297,7 @@ def _filmstrip_job(run: str, manifest: Manifest, layout: Layout, videos: Path) -
             *("--out", str(layout.filmstrip), "--split", manifest.evaluation.split),
             *("--count", str(manifest.report.filmstrip_videos)),
         ),
-        depends_on=(f"evaluate-{run}",),
+        depends_on=(f"evaluate-{manifest.evaluation.split}-{run}",),
         outputs=(layout.filmstrip,),
     )
 
@@ -282,24 +374,50 @@ def _files_under(folder: Path) -> Iterable[Path]:
 
 
 def is_done(job: Job, layout: Layout, wanted: str) -> bool:
+    """Whether it ended well with this digest, left its outputs, and no job before it ran since."""
     stamp = Stamp.read(layout.stamp(job.name))
-    return (
-        stamp is not None
-        and stamp.digest == wanted
-        and stamp.exit_code in (0, 3)
-        and all(path.exists() for path in job.outputs)
+    if stamp is None or stamp.digest != wanted or stamp.exit_code not in (0, 3):
+        return False
+    before = (Stamp.read(layout.stamp(name)) for name in job.depends_on)
+    return all(path.exists() for path in job.outputs) and all(
+        other is not None and other.utc <= stamp.utc for other in before
     )
 
 
-def set_aside(job: Job, layout: Layout, wanted: str) -> list[Path]:
-    """Move what an earlier, different job of this name left to OUT/old; returns where to."""
+def set_aside(job: Job, layout: Layout, wanted: str, *, forced: bool = False) -> list[Path]:
+    """Move what an earlier, different job of this name left to OUT/old; returns where to.
+
+    Args:
+        forced: the job is to start from nothing, different or not.
+    """
     stamp = Stamp.read(layout.stamp(job.name))
-    if stamp is None or stamp.digest == wanted:
+    if not forced and (stamp is None or stamp.digest == wanted):
         return []
     folder = layout.out / "old" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
     moved = []
-    for path in filter(Path.exists, job.replaces):
+    for path in filter(Path.exists, (job.replaces or job.outputs) if forced else job.replaces):
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
         moved.append(folder / path.name)
     return moved
+
+
+def select_jobs(jobs: Sequence[Job], patterns: Sequence[str]) -> frozenset[str]:
+    """The names of the jobs that match a pattern, such as fit-* or table.
+
+    Raises: JobError if a pattern matches no job.
+    """
+    names = [job.name for job in jobs]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise JobError(f"no job is called {pattern!r}; there are: {', '.join(names)}")
+    return frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns))
+
+
+def with_what_they_need(jobs: Sequence[Job], names: frozenset[str]) -> frozenset[str]:
+    """These jobs and all that they depend on, near and far."""
+    needed = set(names)
+    for job in reversed(jobs):
+        if job.name in needed:
+            needed.update(job.depends_on)
+    return frozenset(needed)

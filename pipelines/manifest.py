@@ -11,14 +11,18 @@
     report: {filmstrip: liteeval}
 
 A path in the manifest is relative to the manifest's folder; a path given by --set is relative to
-the current directory.
+the current directory. docs/manifests.md explains every key.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,6 +70,8 @@ ManifestPath = Annotated[Path, BeforeValidator(_resolve_path)]
 Weights = Annotated[Literal["published", "random"] | Path, BeforeValidator(_resolve_weights)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Option = Annotated[str | int | float | bool, BeforeValidator(_require_scalar)]
+Importer = Literal["activitynet", "fcvid", "kinetics", "breakfast", "folders", "table"]
+Split = Literal["train", "val", "test"]
 
 
 class Section(BaseModel):
@@ -99,17 +105,27 @@ class SyntheticClips(Section):
 
 
 class Data(Section):
-    """A folder of videos with labels.csv (video_id,label,split), or clips to render."""
+    """A folder of videos with labels.csv (video_id,label,split), a data set, or clips to render."""
 
     videos: ManifestPath | None = None
     labels: ManifestPath | None = None
+    importer: Importer | None = None  # reads a data set's own files; see `liteeval import`
+    annotations: tuple[ManifestPath, ...] = ()
+    classes: ManifestPath | None = None  # names of numbered classes
+    fold: int = Field(default=1, ge=1)  # of breakfast: 1 to 4
+    val_share: float = Field(default=0.1, ge=0, lt=1)  # of train, where there is no split val
     synthetic: SyntheticClips | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        files = (self.videos, self.labels)
-        if any(files) == bool(self.synthetic) or any(files) != all(files):
-            raise ValueError("give either videos and labels, or synthetic")
+        sources = [bool(self.labels), bool(self.importer), bool(self.synthetic)]
+        if sum(sources) != 1 or bool(self.videos) == bool(self.synthetic):
+            raise ValueError("give either videos and labels, or importer and videos, or synthetic")
+        fields = type(self).model_fields
+        only = ("annotations", "classes", "fold", "val_share")
+        given = [name for name in only if getattr(self, name) != fields[name].default]
+        if given and not self.importer:
+            raise ValueError(f"{', '.join(given)}: only with an importer")
         return self
 
 
@@ -134,12 +150,22 @@ class Backbone(Section):
 class Backbones(Section):
     coarse: Backbone
     fine: Backbone
+    others: dict[Name, Backbone] = Field(default_factory=dict)  # for runs that name them as `fine`
 
     @model_validator(mode="after")
-    def _two_stores(self) -> Backbones:
+    def _one_store_each(self) -> Backbones:
         if self.coarse.store_name == self.fine.store_name:
             raise ValueError(f"coarse and fine are both {self.coarse.option}; give them two sizes")
+        stores: dict[str, str] = {}
+        for role, backbone in self.by_role.items():
+            other = stores.setdefault(backbone.store_name, role)
+            if other != role:
+                raise ValueError(f"{other} and {role} are both {backbone.option}; name it once")
         return self
+
+    @property
+    def by_role(self) -> dict[str, Backbone]:
+        return {"coarse": self.coarse, "fine": self.fine, **self.others}
 
 
 class Extraction(Section):
@@ -150,26 +176,75 @@ class Run(Section):
     """One model to train: a method, a preset, and what differs from it."""
 
     method: str = "liteeval"
-    name: Name = ""  # the folder's name; the method if not given
+    name: Name = ""  # the folder's name; by default the method, + as -
     preset: str | None = None
     seed: int = Field(0, ge=0)
     set: dict[str, Option] = Field(default_factory=dict)  # overrides, as `liteeval-train fit --set`
+    fine: str = "fine"  # the fine backbone: fine, or one of backbones.others
+    matrix: dict[str, Annotated[tuple[Option, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )  # a run for each combination of these overrides
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # a run for each of these seeds
+
+    @model_validator(mode="after")
+    def _say_everything_once(self) -> Run:
+        twice = sorted(self.set.keys() & self.matrix.keys())
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: stands in set and in matrix")
+        if self.seeds and self.seed:
+            raise ValueError("give seed or seeds, not both")
+        return self
+
+    def expand(self) -> list[Run]:
+        """One run for each combination of the matrix and each seed, named by what it differs in.
+
+        {name: a, matrix: {epochs: [5, 9]}, seeds: [0, 1]} → a-epochs-5-seed-0, a-epochs-5-seed-1, …
+        """
+        points = itertools.product(*self.matrix.values())
+        return [
+            Run(
+                method=self.method,
+                name=self._name_at(values, seed),
+                preset=self.preset,
+                seed=self.seed if seed is None else seed,
+                set={**self.set, **dict(zip(self.matrix, values, strict=True))},
+                fine=self.fine,
+            )
+            for values, seed in itertools.product(points, self.seeds or (None,))
+        ]
+
+    def _name_at(self, values: tuple[Option, ...], seed: int | None) -> str:
+        words: list[str] = []
+        for key, value in zip(self.matrix, values, strict=True):
+            words += [key, value if isinstance(value, str) else json.dumps(value)]
+        words += [] if seed is None else ["seed", str(seed)]
+        return "-".join([self.name, *(re.sub(r"[^A-Za-z0-9._]+", "_", word) for word in words)])
 
     @model_validator(mode="before")
     @classmethod
     def _name_is_method(cls, value: object) -> object:
         if isinstance(value, Mapping) and "name" not in value:
-            return {**value, "name": value.get("method", "liteeval")}
+            return {**value, "name": str(value.get("method", "liteeval")).replace("+", "-")}
         return value
 
 
 class Evaluation(Section):
-    split: str = "val"
+    split: Split = "val"  # of tables, figures and the filmstrip
+    also: tuple[Split, ...] = ()  # further splits, a table for each
+    budgets: Annotated[str, Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None  # 1-10
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.split, *self.also)))
 
 
 class Report(Section):
     filmstrip: str | None = None  # the run whose gate is pictured
     filmstrip_videos: int = Field(default=6, ge=1)
+    figures: tuple[str, ...] = ()  # the runs of the paper's figures; * and ? stand for any text
+    tables: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )  # tables of some runs, beside the one of all
 
 
 class Manifest(Section):
@@ -183,23 +258,50 @@ class Manifest(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     report: Report = Field(default_factory=Report)
 
+    @cached_property
+    def all_runs(self) -> tuple[Run, ...]:
+        """Every single run: matrices and seeds are expanded."""
+        return tuple(single for run in self.runs for single in run.expand())
+
+    def runs_like(self, patterns: Iterable[str]) -> list[str]:
+        """The names of the runs that match one of the patterns, in the manifest's order."""
+        names = (run.name for run in self.all_runs)
+        return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+
     @model_validator(mode="after")
     def _runs_have_names(self) -> Manifest:
-        names = [run.name for run in self.runs]
+        names = [run.name for run in self.all_runs]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two runs are called {name!r}; give each its own name")
         wanted = self.report.filmstrip
         if wanted is not None and wanted not in names:
             raise ValueError(f"report.filmstrip: {_unknown('run', wanted, names)}")
+        named = {"figures": self.report.figures}
+        named |= {f"tables.{name}": patterns for name, patterns in self.report.tables.items()}
+        for key, patterns in named.items():
+            for pattern in patterns:
+                if not self.runs_like([pattern]):
+                    raise ValueError(f"report.{key}: {_unknown('run', pattern, names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_have_backbones(self) -> Manifest:
+        for number, run in enumerate(self.runs):
+            if run.fine == "coarse" or run.fine not in self.backbones.by_role:
+                valid = [role for role in self.backbones.by_role if role != "coarse"]
+                raise ValueError(f"runs.{number}.fine: {_unknown('backbone', run.fine, valid)}")
         return self
 
     def missing_inputs(self) -> list[str]:
         """One line for each file or folder that the manifest names and that is not there."""
-        named = [("data.videos", self.data.videos), ("data.labels", self.data.labels)]
+        data = self.data
+        named = [("data.videos", data.videos), ("data.labels", data.labels)]
+        named += [("data.annotations", path) for path in data.annotations]
+        named += [("data.classes", data.classes)]
         named += [
             (f"backbones.{role}.weights", backbone.weights)
-            for role, backbone in (("coarse", self.backbones.coarse), ("fine", self.backbones.fine))
+            for role, backbone in self.backbones.by_role.items()
             if isinstance(backbone.weights, Path)
         ]
         return [f"{key}: {path} is not there" for key, path in named if path and not path.exists()]
@@ -208,6 +310,29 @@ class Manifest(Section):
         """The manifest as it was understood; it loads again from any folder."""
         content = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(content, sort_keys=False)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON schema of a manifest file, for editors: any value may be a ${variable}."""
+    schema = _or_variable(Manifest.model_json_schema())
+    schema["properties"]["variables"] = {
+        "type": "object",
+        "description": "Defaults of ${names}; one without a value is given by --set.",
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _or_variable(schema: Any) -> Any:
+    """Let a text of the form ${name} stand for every number, truth value and choice."""
+    if isinstance(schema, list):
+        return [_or_variable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    filled = {key: _or_variable(item) for key, item in schema.items()}
+    if "enum" not in schema and schema.get("type") not in ("integer", "number", "boolean"):
+        return filled
+    about = {key: filled.pop(key) for key in ("default", "title") if key in filled}
+    return {**about, "anyOf": [filled, {"type": "string", "pattern": VARIABLE.pattern}]}
 
 
 def load_manifest(path: Path, *, settings: Mapping[str, str] | None = None) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,6 +288,20 @@ def test_classes_that_train_lacks_are_left_out(make: Callable[..., Path]) -> Non
     report = run("table", folder, "t.csv")
     assert set(labels(folder)) == {"a", "b"}
     assert (report.unknown_class, report.missing) == (1, 1)
+
+
+def test_hidden_files_and_links_in_a_circle_add_nothing(make: Callable[..., Path]) -> None:
+    folder = make("dog/a.mp4", "dog/._a.mp4", "cat/b.mp4", "cat/c.mp4")
+    (folder / "videos" / "dog" / "round").symlink_to(folder / "videos")
+    report = run("folders", folder)
+    assert (report.listed, report.extra, report.duplicates) == (3, 0, 0)
+
+
+def test_a_name_that_is_not_utf8_is_refused(make: Callable[..., Path]) -> None:
+    folder = make("dog/a.mp4")
+    Path(os.fsdecode(os.fsencode(folder / "videos" / "dog") + b"/b\xff.mp4")).touch()
+    with pytest.raises(DataSetError, match="the name is not UTF-8; rename it"):
+        run("folders", folder)
 
 
 def many(count: int, **more: str) -> list[Listed]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs as jobs_module
-from pipelines.engines.local import lock, run_jobs
+from pipelines.engines.local import ALL_JOBS, Choice, lock, run_jobs
 from pipelines.jobs import Job, JobError, Layout, Stamp
+from pipelines.plan import job_states
 
 TOOL = """\
 import signal, sys, time
@@ -65,9 +66,9 @@ def tool(layout: Layout, action: str, *, after: tuple[str, ...] = ()) -> Job:
     return Job(action, ("tool", action, str(layout.out / "diary")), depends_on=after)
 
 
-def run(layout: Layout, *jobs: Job) -> tuple[int, tuple[str, ...]]:
+def run(layout: Layout, *jobs: Job, choice: Choice = ALL_JOBS) -> tuple[int, tuple[str, ...]]:
     with lock(layout.out) as lock_file:
-        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=lambda line: None)
+        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=lambda line: None, choice=choice)
     return outcome.ran, outcome.with_failures
 
 
@@ -112,6 +113,59 @@ def test_a_failed_job_stops_the_run_and_is_tried_again(
         with pytest.raises(JobError, match=rf"^{action} failed \(exit code {code}\)"):
             run(layout, tool(layout, action), tool(layout, "next"))
     assert diary(layout) == [action, action]
+
+
+def test_keep_going_runs_all_that_does_not_need_what_failed(layout: Layout) -> None:
+    jobs = (
+        tool(layout, "fail"),
+        tool(layout, "next", after=("fail",)),
+        tool(layout, "last", after=("next",)),
+        tool(layout, "other"),
+    )
+    with pytest.raises(JobError) as caught:
+        run(layout, *jobs, choice=Choice(keep_going=True))
+    assert diary(layout) == ["fail", "other"]
+    failed, first, second = str(caught.value).splitlines()
+    assert failed.startswith("fail failed (exit code 1)")
+    assert first == "next was not run: it needs fail"
+    assert second == "last was not run: it needs next"
+
+
+def test_only_runs_the_jobs_named_and_what_they_need(layout: Layout) -> None:
+    jobs = (
+        tool(layout, "first"),
+        tool(layout, "second", after=("first",)),
+        tool(layout, "third"),
+    )
+    assert run(layout, *jobs, choice=Choice(only=("sec*",))) == (2, ())
+    assert run(layout, *jobs) == (1, ())
+    assert diary(layout) == ["first", "second", "third"]
+
+
+def test_a_forced_job_runs_again_and_so_does_what_needs_it(layout: Layout) -> None:
+    jobs = (
+        tool(layout, "first"),
+        tool(layout, "second", after=("first",)),
+        tool(layout, "third"),
+    )
+    run(layout, *jobs)
+    assert run(layout, *jobs, choice=Choice(force=("first",))) == (2, ())
+    assert diary(layout) == ["first", "second", "third", "first", "second"]
+    assert run(layout, *jobs) == (0, ())
+
+
+def test_status_tells_what_runs_now_and_what_was_interrupted(
+    layout: Layout, sleeper: subprocess.Popen[bytes]
+) -> None:
+    jobs = [tool(layout, "sleep"), tool(layout, "next", after=("sleep",))]
+    assert [state.state for state in job_states(jobs, layout)] == ["running", "to do"]
+    sleeper.send_signal(signal.SIGINT)
+    sleeper.wait(timeout=20)
+    states = job_states(jobs, layout)
+    assert [(state.state, state.why) for state in states] == [
+        ("interrupted", "goes on where it stopped"),
+        ("to do", "after sleep"),
+    ]
 
 
 def test_a_job_some_of_whose_videos_failed_is_done_and_stays_known_as_such(

@@ -12,7 +12,20 @@ import pytest
 import extract.cli
 import liteeval_train.cli
 import pipelines.cli
-from pipelines.jobs import Job, Layout, Stamp, digest, is_done, plan_jobs, set_aside
+from liteeval_train.online import STEPWISE
+from pipelines.jobs import (
+    BY_BUDGET,
+    Job,
+    JobError,
+    Layout,
+    Stamp,
+    digest,
+    is_done,
+    plan_jobs,
+    select_jobs,
+    set_aside,
+    with_what_they_need,
+)
 from pipelines.manifest import Manifest, load_manifest
 
 CONTENT = """\
@@ -61,24 +74,86 @@ def test_jobs_come_after_what_they_depend_on(load: Callable[..., Manifest], tmp_
         assert seen.issuperset(job.depends_on)
         seen.add(job.name)
     assert seen == {
-        *("extract", "fit-lstm", "evaluate-lstm", "fit-liteeval", "evaluate-liteeval"),
-        *("compare", "filmstrip"),
+        *("extract", "fit-lstm", "evaluate-val-lstm", "fit-liteeval", "evaluate-val-liteeval"),
+        *("table", "filmstrip"),
     }
 
 
-@pytest.mark.parametrize("name", ["smoke", "mine"])
+IMPORTING = """\
+name: full
+data: {importer: folders, videos: videos, val_share: 0.2}
+backbones:
+  coarse: {name: mobilenet_v2, size: 112}
+  fine: {name: resnet101, size: 224}
+  others: {timm: {name: "timm:resnet18.a1_in1k", size: 224}}
+runs:
+  - {method: uniform}
+  - {method: frameglimpse}
+  - {method: liteeval, matrix: {fine_share_target: [0.01, 0.1]}}
+  - {method: liteeval, name: other, fine: timm}
+evaluation: {split: val, also: [test], budgets: 1-4}
+report: {figures: [uniform, other], tables: {shares: ["liteeval-*"]}, filmstrip: other}
+"""
+
+
+@pytest.fixture
+def full(load: Callable[..., Manifest], tmp_path: Path) -> Manifest:
+    """A manifest that uses every kind of job."""
+    (tmp_path / "full.yaml").write_text(IMPORTING)
+    return load_manifest(tmp_path / "full.yaml")
+
+
+def test_every_kind_of_job_is_planned_once(full: Manifest, tmp_path: Path) -> None:
+    names = [job.name for job in plan_jobs(full, Layout(tmp_path / "out"))]
+    runs = [
+        "uniform",
+        "frameglimpse",
+        *(f"liteeval-fine_share_target-{g}" for g in ("0.01", "0.1")),
+    ]
+    runs.append("other")
+    expected = {"import", "extract", "table", "table-test", "tables-shares", "figures", "filmstrip"}
+    for run in runs:
+        expected |= {f"fit-{run}", f"evaluate-val-{run}", f"evaluate-test-{run}"}
+        expected |= set() if run == "frameglimpse" else {f"budgets-{run}"}  # it reads out of order
+    assert sorted(names) == sorted(expected)
+
+
+def test_runs_read_the_fine_backbone_that_they_name(full: Manifest) -> None:
+    jobs = {job.name: str(job) for job in plan_jobs(full, Layout(Path("/out")))}
+    assert "--fine /out/features/timm-resnet18.a1_in1k_224 " in jobs["fit-other"]
+    assert "--fine /out/features/resnet101_224 " in jobs["fit-uniform"]
+    assert jobs["extract"].count("--backbone=") == 3
+    assert "run /out/data/videos.csv --out" in jobs["extract"]
+    assert "--labels /out/data/labels.csv" in jobs["fit-uniform"]
+
+
+def test_methods_evaluated_by_budget_are_those_that_predict_online() -> None:
+    assert {*STEPWISE, "uniform"} == BY_BUDGET
+
+
+def test_patterns_select_jobs_and_what_they_need(full: Manifest) -> None:
+    jobs = plan_jobs(full, Layout(Path("/out")))
+    chosen = select_jobs(jobs, ["fit-li*"])
+    assert chosen == {f"fit-liteeval-fine_share_target-{g}" for g in ("0.01", "0.1")}
+    assert with_what_they_need(jobs, chosen) == chosen | {"import", "extract"}
+    with pytest.raises(JobError, match=r"no job is called 'fti-\*'; there are: import, extract"):
+        select_jobs(jobs, ["fti-*"])
+
+
+@pytest.mark.parametrize("name", ["smoke", "mine", "full"])
 def test_every_job_is_a_command_line_that_its_tool_accepts(
-    load: Callable[..., Manifest], tmp_path: Path, name: str
+    load: Callable[..., Manifest], full: Manifest, tmp_path: Path, name: str
 ) -> None:
     smoke = Path(__file__).parent.parent / "manifests" / "smoke.yaml"
-    manifest = load() if name == "mine" else load_manifest(smoke)
+    manifest = {"mine": load, "full": lambda: full, "smoke": lambda: load_manifest(smoke)}[name]()
     layout = Layout(tmp_path / "out")
-    for folder in ("mobilenet_v2_112", "mobilenet_v2_224", "mobilenet_v2_64"):
-        (layout.features / folder).mkdir(parents=True)
-    for run in manifest.runs:
+    for backbone in manifest.backbones.by_role.values():
+        (layout.features / backbone.store_name).mkdir(parents=True)
+    for run in manifest.all_runs:
         layout.run(run.name).mkdir(parents=True)
-    layout.clips.mkdir()
-    (layout.clips / "labels.csv").touch()
+    for folder in (layout.clips, layout.data):
+        folder.mkdir()
+        (folder / "labels.csv").touch()
     for job in plan_jobs(manifest, layout, workers=2):
         package, command, *arguments = (*job.argv, *job.where)
         context = click.Context(TOOLS[package])
@@ -111,7 +186,7 @@ def test_an_option_makes_its_run_and_what_follows_stale(
     layout = Layout(tmp_path / "out")
     before = digests(plan_jobs(load(), layout))
     after = digests(plan_jobs(load(epochs="3"), layout))
-    assert changed(before, after) == {"fit-liteeval", "evaluate-liteeval", "compare", "filmstrip"}
+    assert changed(before, after) == {"fit-liteeval", "evaluate-val-liteeval", "table", "filmstrip"}
 
 
 @pytest.mark.parametrize(
@@ -178,5 +253,27 @@ def test_a_changed_job_moves_its_old_work_aside_and_an_interrupted_one_keeps_it(
     job, layout, wanted = finished
     assert set_aside(job, layout, wanted) == []
     (moved,) = set_aside(job, layout, "another digest")
+    assert (moved / "model").read_text() == "trained"
+    assert not layout.run("a").exists()
+
+
+def test_a_job_is_done_no_more_when_one_before_it_has_run_since(
+    finished: tuple[Job, Layout, str],
+) -> None:
+    _, layout, wanted = finished
+    table = Job("table", ("pipelines",), depends_on=("fit-a",))
+    table_digest = digest(table, {"fit-a": wanted})
+    Stamp(wanted, 0, utc="2026-11-23T10:00:00+00:00").write(layout.stamp("fit-a"))
+    Stamp(table_digest, 0, utc="2026-11-23T10:00:00.250+00:00").write(layout.stamp("table"))
+    assert is_done(table, layout, table_digest)
+    Stamp(wanted, 0, utc="2026-11-23T10:00:00.300+00:00").write(layout.stamp("fit-a"))
+    assert not is_done(table, layout, table_digest)
+
+
+def test_a_forced_job_starts_over_though_nothing_changed(
+    finished: tuple[Job, Layout, str],
+) -> None:
+    job, layout, wanted = finished
+    (moved,) = set_aside(job, layout, wanted, forced=True)
     assert (moved / "model").read_text() == "trained"
     assert not layout.run("a").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cli import DEMO_MANIFEST
-from pipelines.manifest import Manifest, ManifestError, load_manifest
+from pipelines.importing import DATASETS
+from pipelines.manifest import (
+    Importer,
+    Manifest,
+    ManifestError,
+    Run,
+    load_manifest,
+    manifest_schema,
+)
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 SHIPPED = {
@@ -20,6 +30,7 @@ SHIPPED = {
     MANIFESTS / "smoke.yaml": {},
     MANIFESTS / "ucf11.yaml": {"data": "ucf11", "weights": "mobilenet_v2.pth"},
 }
+ONE_SOURCE = "give either videos and labels, or importer and videos, or synthetic"
 CONTENT = """\
 name: mine
 variables: {data: videos, seed: 3}
@@ -108,8 +119,12 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(manifest: Path) -> Non
         ("fine: {name: resnet101, size: 224", "fine: {name: mobilenet_v2, size: 112", "two sizes"),
         ("filmstrip: liteeval", "filmstrip: litevl", "did you mean 'liteeval'?"),
         ("method: liteeval", "method: lstm", "two runs are called 'lstm'"),
-        (", labels: ", ", synthetic: {videos: 3}, labels: ", "either videos and labels, or"),
-        ('videos: "${data}", ', "", "either videos and labels, or"),
+        (
+            ", labels: ",
+            ", synthetic: {videos: 3}, labels: ",
+            "give either videos and labels, or importer",
+        ),
+        ('videos: "${data}", ', "", ONE_SOURCE),
         ("{epochs: 2}", "{epochs: [2]}", "runs.1.set.epochs: expected a text, a number"),
         ("size: 112", "size: small", "backbones.coarse.size: Input should be a valid integer"),
         ("name: mine", "name: ../mine", "name: String should match pattern"),
@@ -120,6 +135,80 @@ def test_what_cannot_be_meant_is_refused(manifest: Path, old: str, new: str, wor
     message = refuse(manifest, old, new)
     assert words in message
     assert message.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ("{method: lstm, seed: 1, seeds: [1]}", "give seed or seeds, not both"),
+        ("{method: lstm, set: {epochs: 1}, matrix: {epochs: [2]}}", "epochs: stands in set and"),
+        ("{method: lstm, matrix: {epochs: []}}", "runs.0.matrix.epochs: Tuple should have at"),
+        ("{method: lstm, seeds: [1, 1]}", "two runs are called 'lstm-seed-1'"),
+        ("{method: lstm, fine: dpn}", "runs.0.fine: unknown backbone 'dpn'; valid: fine"),
+        ("{method: lstm, fine: coarse}", "unknown backbone 'coarse'"),
+    ],
+)
+def test_runs_that_cannot_be_meant_are_refused(manifest: Path, new: str, words: str) -> None:
+    assert words in refuse(manifest, '{method: lstm, seed: "${seed}"}', new)
+
+
+def test_a_matrix_and_seeds_give_a_run_for_each_combination(manifest: Path) -> None:
+    run = "{method: lstm, matrix: {fine_share_target: [0.01, 0.1], cell: [gru]}, seeds: [0, 7]}"
+    manifest.write_text(CONTENT.replace('{method: lstm, seed: "${seed}"}', run))
+    loaded = load_manifest(manifest)
+    assert [single.name for single in loaded.all_runs] == [
+        "lstm-fine_share_target-0.01-cell-gru-seed-0",
+        "lstm-fine_share_target-0.01-cell-gru-seed-7",
+        "lstm-fine_share_target-0.1-cell-gru-seed-0",
+        "lstm-fine_share_target-0.1-cell-gru-seed-7",
+        "liteeval",
+    ]
+    assert loaded.all_runs[2].set == {"fine_share_target": 0.1, "cell": "gru"}
+    assert loaded.all_runs[3].seed == 7
+    assert loaded.runs_like(["*-seed-7", "liteeval"])[-1] == "liteeval"
+
+
+def test_tables_and_figures_name_runs_that_there_are(manifest: Path) -> None:
+    old = "report: {filmstrip: liteeval}"
+    message = refuse(manifest, old, "report: {figures: [lite*, unifrm]}")
+    assert "report.figures: unknown run 'unifrm'" in message
+    assert "report.tables.a: unknown run 'x*'" in refuse(
+        manifest, old, "report: {tables: {a: ['x*']}}"
+    )
+
+
+def test_two_backbones_with_one_store_are_refused(manifest: Path) -> None:
+    new = "backbones:\n  others: {more: {name: resnet101, size: 224}}"
+    assert "fine and more are both resnet101@224" in refuse(manifest, "backbones:", new)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("{importer: fcvd, videos: x}", "data.importer: Input should be 'activitynet', 'fcvid'"),
+        ("{importer: fcvid, videos: x, labels: y}", ONE_SOURCE),
+        ("{importer: folders}", "give either videos and labels, or importer and videos"),
+        ("{videos: x, labels: y, fold: 2}", "fold: only with an importer"),
+    ],
+)
+def test_data_has_one_source(manifest: Path, data: str, words: str) -> None:
+    old = '{videos: "${data}", labels: "${data}/labels.csv"}'
+    assert words in refuse(manifest, old, data)
+
+
+def test_the_importers_of_manifests_are_those_of_the_command() -> None:
+    assert set(get_args(Importer)) == set(DATASETS)
+
+
+def test_the_schema_knows_every_key_and_accepts_variables() -> None:
+    schema = manifest_schema()
+    assert set(schema["properties"]) == {*Manifest.model_fields, "variables"}
+    run = schema["$defs"]["Run"]["properties"]
+    assert set(run) == set(Run.model_fields)
+    kinds = run["seed"]["anyOf"]
+    assert [kind["type"] for kind in kinds] == ["integer", "string"]
+    assert re.search(kinds[1]["pattern"], "${seed}")
+    assert not re.search(kinds[1]["pattern"], "seed")
 
 
 def test_a_manifest_that_is_not_there_or_not_a_mapping_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.jobs import Job, JobError, Layout, Stamp, digest, is_done, set_aside
+from pipelines.jobs import (
+    Job,
+    JobError,
+    Layout,
+    Stamp,
+    digest,
+    is_done,
+    select_jobs,
+    set_aside,
+    with_what_they_need,
+)
 
 SOME_VIDEOS_FAILED = 3
 INTERRUPTED = 130
@@ -33,8 +43,25 @@ class Outcome:
     with_failures: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which jobs to run, and what to do when one fails; patterns may hold * and ?."""
+
+    only: tuple[str, ...] = ()  # these and what they need; none: all
+    force: tuple[str, ...] = ()  # start these over though they are done
+    keep_going: bool = False  # after a failure, go on with the jobs that do not need that one
+
+
+ALL_JOBS = Choice()
+
+
 def run_jobs(
-    jobs: Sequence[Job], layout: Layout, *, lock_file: IO[str], log: Callable[[str], None]
+    jobs: Sequence[Job],
+    layout: Layout,
+    *,
+    lock_file: IO[str],
+    log: Callable[[str], None],
+    choice: Choice = ALL_JOBS,
 ) -> Outcome:
     """Run the jobs that are not done, in order.
 
@@ -42,23 +69,42 @@ def run_jobs(
         lock_file: of `lock`; each job inherits it.
         log: takes one line for each job that is started.
 
-    Raises: JobError on the first job that fails; KeyboardInterrupt when interrupted, after the
-        running job has ended.
+    Raises: JobError on the first job that fails, or at the end with choice.keep_going;
+        KeyboardInterrupt when interrupted, after the running job has ended.
     """
+    forced = select_jobs(jobs, choice.force)
+    chosen = with_what_they_need(jobs, select_jobs(jobs, choice.only or ("*",)) | forced)
     digests: dict[str, str] = {}
+    failed: dict[str, str] = {}
     ran, with_failures = 0, []
     for number, job in enumerate(jobs, start=1):
         wanted = digests[job.name] = digest(job, digests)
-        if not is_done(job, layout, wanted):
-            for path in set_aside(job, layout, wanted):
+        if job.name not in chosen:
+            continue
+        if missing := [name for name in job.depends_on if name in failed]:
+            failed[job.name] = f"{job.name} was not run: it needs {missing[0]}"
+            continue
+        if job.name in forced or not is_done(job, layout, wanted):
+            for path in set_aside(job, layout, wanted, forced=job.name in forced):
                 log(f"{job.name} starts over; what it had made is now in {path}")
             log(f"[{number}/{len(jobs)}] {job}")
-            _run_job(job, layout, wanted, lock_file)
             ran += 1
-        stamp = Stamp.read(layout.stamp(job.name))
-        if stamp and stamp.exit_code == SOME_VIDEOS_FAILED:
+            try:
+                _run_job(job, layout, wanted, lock_file)
+            except JobError as error:
+                if not choice.keep_going:
+                    raise
+                failed[job.name] = str(error)
+        if _ended_with(job, layout) == SOME_VIDEOS_FAILED:
             with_failures.append(job.name)
+    if failed:
+        raise JobError("\n".join(failed.values()))
     return Outcome(ran=ran, with_failures=tuple(with_failures))
+
+
+def _ended_with(job: Job, layout: Layout) -> int | None:
+    stamp = Stamp.read(layout.stamp(job.name))
+    return stamp.exit_code if stamp else None
 
 
 @contextmanager
@@ -109,7 +155,7 @@ def _run_job(job: Job, layout: Layout, wanted: str, lock_file: IO[str]) -> None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _execute(job: Job, lock_file: IO[str]) -> int:
@@ -118,6 +164,7 @@ def _execute(job: Job, lock_file: IO[str]) -> int:
     if job.stdout is None:
         return _wait(_start(command, lock_file, stdout=STANDARD_ERROR))
     temporary = job.stdout.with_name(f".{job.stdout.name}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("wb") as file:
         code = _wait(_start(command, lock_file, stdout=file.fileno()))
     if code == 0:

@@ -1,0 +1,236 @@
+"""What an experiment would do, and how far it is: nothing here writes, and nothing is locked."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.engines.local import SOME_VIDEOS_FAILED
+from pipelines.jobs import Job, Layout, Stamp, digest, is_done
+from pipelines.manifest import Backbone, Manifest
+
+PROBED_VIDEOS = 5
+ASSUMED_GFLOPS_PER_SECOND = 1000.0
+# GFLOPs per row at a size in px, from the table of backbones; others are not estimated.
+GFLOPS_AT_PX = {
+    "mobilenet_v2": (0.3006, 224),
+    "resnet101": (7.8014, 224),
+    "dpn107": (18.2988, 224),
+    "slowfast_r50": (50.3086, 224),
+}
+
+State = Literal["done", "running", "interrupted", "failed", "stale", "to do"]
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job of the graph and how it stands."""
+
+    name: str
+    state: State
+    why: str
+    needs: tuple[str, ...]
+    command: str
+    seconds: float | None  # that its last complete run took
+    started_utc: str | None = None
+    some_videos_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How much there is to compute. From a few probed videos and a table: an estimate."""
+
+    videos: int
+    probed: int
+    rows: int | None  # None where no video could be probed
+    gflops: float | None  # None where a backbone's cost is not in the table
+
+    def network_hours(self, gflops_per_second: float) -> float | None:
+        """Hours of the backbones alone, without decoding, at an assumed rate."""
+        return None if self.gflops is None else self.gflops / gflops_per_second / 3600
+
+
+def job_states(jobs: Sequence[Job], layout: Layout) -> list[JobState]:
+    """How each job stands: done, to do, or stale as its command or an input has changed."""
+    busy = is_locked(layout.out)
+    digests: dict[str, str] = {}
+    states: dict[str, JobState] = {}
+    for job in jobs:
+        wanted = digests[job.name] = digest(job, digests)
+        stamp = Stamp.read(layout.stamp(job.name))
+        waits = [name for name in job.depends_on if states[name].state != "done"]
+        state, why = _judge(job, layout, wanted, stamp, waits, busy=busy)
+        states[job.name] = JobState(
+            name=job.name,
+            state=state,
+            why=why,
+            needs=job.depends_on,
+            command=str(job),
+            seconds=stamp.seconds if stamp and stamp.exit_code is not None else None,
+            started_utc=stamp.utc if stamp else None,
+            some_videos_failed=bool(stamp and stamp.exit_code == SOME_VIDEOS_FAILED),
+        )
+    return list(states.values())
+
+
+def _judge(
+    job: Job, layout: Layout, wanted: str, stamp: Stamp | None, waits: list[str], *, busy: bool
+) -> tuple[State, str]:
+    if stamp is None:
+        return "to do", f"after {waits[0]}" if waits else ""
+    if stamp.exit_code is None and stamp.digest == wanted:
+        return ("running", "") if busy else ("interrupted", "goes on where it stopped")
+    if waits:
+        return "stale", f"after {waits[0]}"
+    if is_done(job, layout, wanted):
+        return "done", ""
+    if stamp.digest != wanted:
+        return "stale", "its command or an input has changed"
+    return "stale", "an output is gone, or what it reads was made anew"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run, or a job that outlived one, holds the output folder now."""
+    try:
+        with (folder / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def estimate_work(manifest: Manifest, layout: Layout) -> Estimate:
+    """Videos × rows × GFLOPs of all backbones.
+
+    Raises: DataSetError if an importer cannot read its data set; VideoListError if the videos
+        cannot be listed.
+    """
+    if manifest.data.synthetic:
+        clips = manifest.data.synthetic
+        return _estimate(manifest, clips.videos, [sum(clips.seconds) / 2] * clips.videos)
+    paths = _labelled_videos(manifest)
+    step = max(1, len(paths) // PROBED_VIDEOS)
+    durations = [_duration_seconds(path) for path in paths[::step][:PROBED_VIDEOS]]
+    return _estimate(manifest, len(paths), [d for d in durations if d is not None])
+
+
+def _estimate(manifest: Manifest, videos: int, durations_seconds: list[float]) -> Estimate:
+    from extract.sampling import row_count
+
+    costs = [gflops_per_row(b) for b in manifest.backbones.by_role.values()]
+    known = [cost for cost in costs if cost is not None]
+    fps, probed = manifest.extraction.fps, len(durations_seconds)
+    rows = sum(row_count(duration, fps) for duration in durations_seconds)
+    total = round(videos * rows / probed) if probed else None
+    gflops = total * sum(known) if total is not None and len(known) == len(costs) else None
+    return Estimate(videos=videos, probed=probed, rows=total, gflops=gflops)
+
+
+def gflops_per_row(backbone: Backbone) -> float | None:
+    """From the table, scaled by the area of the input; None for a backbone not in it."""
+    if backbone.name not in GFLOPS_AT_PX:
+        return None
+    gflops, size_px = GFLOPS_AT_PX[backbone.name]
+    return gflops * (backbone.size / size_px) ** 2
+
+
+def _labelled_videos(manifest: Manifest) -> list[Path]:
+    """The files that will be extracted."""
+    from extract.videos import find_videos, read_labelled_ids
+    from pipelines.datasets.listing import Source
+    from pipelines.importing import examine
+
+    data = manifest.data
+    assert data.videos is not None, "only rendered clips come without videos"
+    if data.importer:
+        source = Source(data.videos, data.annotations, data.classes, data.fold)
+        return list(examine(data.importer, source, val_share=data.val_share).videos)
+    assert data.labels is not None, "Data has one source"
+    labelled = set(read_labelled_ids(data.labels))
+    return [video.path for video in find_videos([data.videos]) if video.id in labelled]
+
+
+def _duration_seconds(path: Path) -> float | None:
+    """None if the file cannot be probed: extraction will tell why."""
+    from extract.decode import DecodeError, probe
+
+    try:
+        return probe(path).timeline.duration_seconds
+    except DecodeError:
+        return None
+
+
+def progress(name: str, manifest: Manifest, layout: Layout) -> str:
+    """How far a running or interrupted job is, from what it has written; empty if not told."""
+    if name == "extract":
+        done = {b.option: _videos_in_store(layout, b) for b in manifest.backbones.by_role.values()}
+        total = _labelled_count(layout, manifest)
+        of_all = "" if total is None else f" of {total:,}"
+        return "; ".join(f"{option}: {count:,}{of_all} videos" for option, count in done.items())
+    if name.startswith("fit-"):
+        last = _last_line(layout.run(name.removeprefix("fit-")) / "metrics.jsonl")
+        return f"epoch {last['epoch']}" if "epoch" in last else ""
+    return ""
+
+
+def _videos_in_store(layout: Layout, backbone: Backbone) -> int:
+    from extract.store import FeatureStore, StoreError
+
+    try:
+        return len(FeatureStore(layout.features / backbone.store_name))
+    except StoreError:
+        return 0
+
+
+def _labelled_count(layout: Layout, manifest: Manifest) -> int | None:
+    data = manifest.data
+    made = layout.clips if data.synthetic else layout.data
+    try:
+        with (data.labels or made / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
+            return len({row["video_id"] for row in csv.DictReader(file)})
+    except (OSError, KeyError):
+        return None
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    try:
+        last = path.read_text(encoding="utf-8").splitlines()[-1]
+        line = json.loads(last)
+    except (OSError, IndexError, ValueError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def format_states(states: Sequence[JobState], *, notes: dict[str, str] | None = None) -> str:
+    """One line a job: how it stands, its name, why, and the time it last took."""
+    width = max(len(state.name) for state in states)
+    lines = []
+    for state in states:
+        took = f"took {state.seconds:,.0f} s" if state.seconds is not None else ""
+        failed = "some videos failed" if state.some_videos_failed else ""
+        words = (state.why, (notes or {}).get(state.name, ""), took, failed)
+        said = "; ".join(word for word in words if word)
+        lines.append(f"{state.state:12}{state.name:{width}}  {said}".rstrip())
+    return "\n".join(lines)
+
+
+def format_estimate(estimate: Estimate, gflops_per_second: float) -> str:
+    """The estimate, and what it rests on."""
+    if estimate.rows is None:
+        return f"{estimate.videos:,} videos; no estimate of rows: none of those tried can be probed"
+    base = f"Estimate from {estimate.probed} of {estimate.videos:,} videos: {estimate.rows:,} rows"
+    hours = estimate.network_hours(gflops_per_second)
+    if hours is None or estimate.gflops is None:
+        return f"{base} per backbone; a backbone's cost is not in the table"
+    return (
+        f"{base} per backbone, {estimate.gflops:,.0f} GFLOPs (1 multiply-add = 1 FLOP), "
+        f"{hours:,.2g} hours of the networks at an assumed {gflops_per_second:,.0f} GFLOPs per "
+        "second; decoding and training come on top"
+    )
