@@ -1,6 +1,6 @@
 """How close extraction comes to its limit: decode only, networks only, and end to end in one run.
 
-    python benchmarks/extract.py [--device auto] [--backbone mobilenet_v2@112 …] [--repeats 3]
+    python -m benchmarks.extract [--device auto] [--backbone mobilenet_v2@112 …] [--repeats 3]
 
 efficiency = end-to-end rows/s ÷ limit, where limit = min(decode, networks) when these run on
 different hardware and 1 / (1 / decode + 1 / networks) when they share the CPU. Every figure
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +21,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.run import ExtractOptions, _Batcher, autocast, extract_features

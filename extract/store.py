@@ -161,6 +161,9 @@ class Part:
         self.video_ids: list[str] = list(self._file["video_id"].asstr()[:])
         self.offset: np.ndarray = self._file["video_offset"][:]
         self.source_bytes: np.ndarray = self._file["source_bytes"][:]
+        self._features: h5py.Dataset = self._file["features"]
+        contiguous = self._features.chunks is None
+        self._features_start = self._features.id.get_offset() if contiguous else None
 
     def __enter__(self) -> Part:
         return self
@@ -176,7 +179,7 @@ class Part:
         rows = slice(int(self.offset[video]), int(self.offset[video + 1]))
         try:
             return VideoFeatures(
-                features=self._file["features"][rows],
+                features=self._read_rows(rows.start, rows.stop),
                 **{name: self._file[name][rows] for name in ROW_COLUMNS},
                 **{name: self._file[name][video].item() for name in VIDEO_COLUMNS},
                 **{name: self._file[name].asstr()[video] for name in VIDEO_TEXT_COLUMNS},
@@ -189,11 +192,26 @@ class Part:
         """(T, D): only the features of a video, or only the wanted rows of it (ascending)."""
         start, stop = int(self.offset[video]), int(self.offset[video + 1])
         try:
-            features: np.ndarray = self._file["features"][start:stop]
+            features = self._read_rows(start, stop)
         except (KeyError, OSError, RuntimeError) as error:
             name = self.video_ids[video]
             raise StoreError(f"{self.path}: cannot read {name!r} ({error}); {_REMOVE}") from error
         return features if rows is None else features[rows]
+
+    def _read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop: one read at their place in the file where they lie in one piece.
+
+        HDF5's own reading takes five times as long for a video's few rows.
+        """
+        if self._features_start is None:
+            chunked: np.ndarray = self._features[start:stop]
+            return chunked
+        features = np.empty((stop - start, self._features.shape[1]), self._features.dtype)
+        position = self._features_start + start * features[:1].nbytes
+        read = os.preadv(self._file.id.get_vfd_handle(), [features.data], position)
+        if read != features.nbytes:
+            raise OSError(f"{features.nbytes} bytes expected at {position}, {read} found")
+        return features
 
     def problems(self) -> list[str]:
         """Everything wrong with this part: shapes, offsets, order of times, finite values."""
