@@ -113,7 +113,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run the experiment that MANIFEST says; jobs that are done are not run again.
 
-    The output folder gets features, runs, table.txt, filmstrip.png, and the manifest as it was
+    The output folder gets features, runs, tables, pictures, and the manifest as it was
     understood. Interrupted or killed, the same command goes on where it stopped.
 
     \b

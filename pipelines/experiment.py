@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.videos import VideoListError, find_videos
+from liteeval_train.config import ConfigError, resolve_config
 from pipelines.engines.local import ALL_JOBS, Choice, Outcome, lock, run_jobs
 from pipelines.jobs import JobError, Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, ManifestError, load_manifest
@@ -23,8 +24,8 @@ class Done:
 
     @property
     def table(self) -> str:
-        """The table of all runs; empty where --only left it out."""
-        if not self.layout.table.exists():
+        """The table of all runs; empty where --only left it out, as it may be of older runs."""
+        if "table" not in self.outcome.done:
             return ""
         return self.layout.table.read_text(encoding="utf-8").rstrip()
 
@@ -96,7 +97,17 @@ def open_experiment(
     """
     manifest = load_manifest(path, settings=settings)
     require_inputs(path, manifest)
+    require_configurations(path, manifest)
     return manifest, Layout((out or Path("runs", manifest.name)).absolute())
+
+
+def require_configurations(path: Path, manifest: Manifest) -> None:
+    """Raises: ManifestError if training would refuse a run: now, not after hours of extraction."""
+    for run in manifest.all_runs:
+        try:
+            resolve_config(method=run.method, preset=run.preset, settings=run.settings)
+        except ConfigError as error:
+            raise ManifestError(f"{path}: run {run.name!r}: {error}") from error
 
 
 def require_inputs(path: Path, manifest: Manifest) -> None:

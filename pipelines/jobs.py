@@ -218,7 +218,6 @@ def _store(layout: Layout, backbone: Backbone) -> Path:
 
 
 def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, device: str) -> Job:
-    settings = {"seed": run.seed, **run.set}
     coarse, fine = manifest.backbones.coarse, manifest.backbones.by_role[run.fine]
     return Job(
         name=f"fit-{run.name}",
@@ -227,7 +226,7 @@ def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, devi
             *("--fine", str(_store(layout, fine)), "--labels", str(labels)),
             *("--out", str(layout.run(run.name)), "--method", run.method),
             *(("--preset", run.preset) if run.preset else ()),
-            *(f"--set={key}={_option_text(value)}" for key, value in settings.items()),
+            *(f"--set={setting}" for setting in run.settings),
         ),
         where=("--resume", "--ignore-unlabelled", "--device", device),
         depends_on=("extract",),
@@ -235,10 +234,6 @@ def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, devi
         outputs=(layout.run(run.name) / "best.safetensors",),
         replaces=(layout.run(run.name),),
     )
-
-
-def _option_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _evaluate_job(run: Run, layout: Layout, split: str, *, device: str) -> Job:

@@ -195,6 +195,13 @@ class Run(Section):
             raise ValueError("give seed or seeds, not both")
         return self
 
+    @property
+    def settings(self) -> list[str]:
+        """What `liteeval-train fit --set` takes: key=value."""
+        values = {"seed": self.seed, **self.set}
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        return [f"{key}={text}" for key, text in texts.items()]
+
     def expand(self) -> list[Run]:
         """One run for each combination of the matrix and each seed, named by what it differs in.
 
@@ -232,6 +239,14 @@ class Evaluation(Section):
     split: Split = "val"  # of tables, figures and the filmstrip
     also: tuple[Split, ...] = ()  # further splits, a table for each
     budgets: Annotated[str, Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None  # 1-10
+
+    @field_validator("budgets")
+    @classmethod
+    def _in_order(cls, budgets: str | None) -> str | None:
+        first, _, last = (budgets or "1").partition("-")
+        if int(first) > int(last or first):
+            raise ValueError("expected A-B with A ≤ B")
+        return budgets
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ def _judge(
         return "to do", f"after {waits[0]}" if waits else ""
     if stamp.exit_code is None and stamp.digest == wanted:
         return ("running", "") if busy else ("interrupted", "goes on where it stopped")
+    if stamp.exit_code not in (None, 0, SOME_VIDEOS_FAILED) and stamp.digest == wanted:
+        return "failed", f"exit code {stamp.exit_code}; the next run tries it again"
     if waits:
         return "stale", f"after {waits[0]}"
     if is_done(job, layout, wanted):

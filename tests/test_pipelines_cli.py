@@ -61,6 +61,27 @@ def test_bad_input_is_one_line_with_its_exit_code(
     assert not (manifest.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("{method: lstmm, name: x}", "run 'x': method: Input should be"),
+        ("{method: lstm, preset: big}", "run 'lstm': unknown preset 'big'; known: activitynet"),
+        ("{method: lstm, set: {epoch: 3}}", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("{method: lstm, matrix: {epochs: [3, 0]}}", "run 'lstm-epochs-0': epochs: Input should"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan", "status"])
+def test_a_run_that_training_would_refuse_is_refused_before_any_work(
+    manifest: Path, command: str, run: str, words: str
+) -> None:
+    (manifest.parent / "videos" / "a.mp4").write_bytes(b"not decoded in this test")
+    manifest.write_text(CONTENT.replace("{method: lstm}", run))
+    result = liteeval(command, manifest, "--out", manifest.parent / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert not (manifest.parent / "out").exists()
+
+
 def test_a_manifest_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     result = liteeval("run", tmp_path / "gone.yaml")
     assert result.exit_code == 2

@@ -168,6 +168,17 @@ def test_status_tells_what_runs_now_and_what_was_interrupted(
     ]
 
 
+def test_status_tells_which_job_failed(layout: Layout) -> None:
+    jobs = [tool(layout, "fail"), tool(layout, "next", after=("fail",))]
+    with pytest.raises(JobError):
+        run(layout, *jobs)
+    states = job_states(jobs, layout)
+    assert [(state.state, state.why) for state in states] == [
+        ("failed", "exit code 1; the next run tries it again"),
+        ("to do", "after fail"),
+    ]
+
+
 def test_a_job_some_of_whose_videos_failed_is_done_and_stays_known_as_such(
     layout: Layout,
 ) -> None:

@@ -152,6 +152,11 @@ def test_runs_that_cannot_be_meant_are_refused(manifest: Path, new: str, words: 
     assert words in refuse(manifest, '{method: lstm, seed: "${seed}"}', new)
 
 
+def test_budgets_out_of_order_are_refused(manifest: Path) -> None:
+    message = refuse(manifest, "report: {", "evaluation: {budgets: 9-2}\nreport: {")
+    assert "evaluation.budgets: expected A-B with A ≤ B" in message
+
+
 def test_a_matrix_and_seeds_give_a_run_for_each_combination(manifest: Path) -> None:
     run = "{method: lstm, matrix: {fine_share_target: [0.01, 0.1], cell: [gru]}, seeds: [0, 7]}"
     manifest.write_text(CONTENT.replace('{method: lstm, seed: "${seed}"}', run))

@@ -41,6 +41,7 @@ class Outcome:
 
     ran: int
     with_failures: tuple[str, ...]
+    done: frozenset[str]  # those that were chosen: all are done now
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_jobs(
             with_failures.append(job.name)
     if failed:
         raise JobError("\n".join(failed.values()))
-    return Outcome(ran=ran, with_failures=tuple(with_failures))
+    return Outcome(ran=ran, with_failures=tuple(with_failures), done=chosen)
 
 
 def _ended_with(job: Job, layout: Layout) -> int | None:
@@ -145,12 +146,13 @@ def _run_job(job: Job, layout: Layout, wanted: str, lock_file: IO[str]) -> None:
     code = _execute(job, lock_file)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
+    seconds = round(time.monotonic() - started, 1)
     if code not in (0, SOME_VIDEOS_FAILED):
+        Stamp(exit_code=code, seconds=seconds, **stamp).write(stamp_path)
         raise JobError(f"{job.name} failed (exit code {code}); its messages are above: {job}")
     for path in job.outputs:
         if not path.exists():
             raise JobError(f"{job.name} ended well, but {path} is not there: {job}")
-    seconds = round(time.monotonic() - started, 1)
     Stamp(exit_code=code, seconds=seconds, **stamp).write(stamp_path)
 
 
