@@ -10,8 +10,11 @@ is the median of the repeats, which take turns. The clip is real motion repeated
 
 from __future__ import annotations
 
-import argparse
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as liteeval-extract does
+
+import argparse
 import statistics
 import tempfile
 import time

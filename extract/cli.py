@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,8 @@ def run(
       liteeval-extract run videos/ --out features \\
           --backbone mobilenet_v2@112 --backbone resnet101@224 --weights resnet101=resnet101.pth
     """
+    # Idle threads that spin would take the decoders' cores; must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from extract.decode import DecodeOptions
     from extract.run import ExtractOptions, extract_features
     from extract.supervise import DecodeLimits
