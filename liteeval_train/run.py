@@ -50,6 +50,15 @@ class StoreInfo(BaseModel):
     def of(cls, store: FeatureStore) -> StoreInfo:
         return cls(path=str(store.path.resolve()), identity=store.identity.to_attributes())
 
+    def differences(self, now: StoreInfo) -> list[str]:
+        """One line for each way in which `now` is another store; library versions may differ."""
+        pairs = [("path", self.path, now.path)] + [
+            (name, self.identity.get(name), now.identity.get(name))
+            for name in sorted(self.identity.keys() | now.identity.keys())
+            if name != "versions"
+        ]
+        return [f"{name} was {was!r}, is {new!r}" for name, was, new in pairs if was != new]
+
     def require_same(self, store: FeatureStore) -> None:
         """Raises: RunError if a store's rows were made in another way than those trained on."""
         found = store.identity.to_attributes()

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,21 +106,24 @@ def _open_run(folder: RunFolder, info: RunInfo, *, resume: bool) -> None:
         raise RunError(
             f"{folder.path}: holds a run already; go on with --resume, or choose another --out"
         )
-    before = folder.read_info()
-    for name in ("config", "labels_sha256", "classes"):
-        if getattr(before, name) != getattr(info, name):
-            raise RunError(
-                f"{folder.path}: the run there has another {name} "
-                f"({_first_difference(before, info)}); resume with what it was started with, "
-                "or choose another --out"
-            )
+    for name, difference in _differences(folder.read_info(), info):
+        raise RunError(
+            f"{folder.path}: the run there has another {name} ({difference}); resume with what it "
+            "was started with, or choose another --out"
+        )
 
 
-def _first_difference(before: RunInfo, now: RunInfo) -> str:
+def _differences(before: RunInfo, now: RunInfo) -> Iterator[tuple[str, str]]:
+    """What two runs differ in, and how."""
     for key, value in before.config.model_dump().items():
         if getattr(now.config, key) != value:
-            return f"{key} was {value!r}, is {getattr(now.config, key)!r}"
-    return f"labels at {before.labels_path} have changed"
+            yield "config", f"{key} was {value!r}, is {getattr(now.config, key)!r}"
+    for name in ("coarse", "fine"):
+        for line in getattr(before, name).differences(getattr(now, name)):
+            yield name, line
+    for name in ("labels_sha256", "classes"):
+        if getattr(before, name) != getattr(now, name):
+            yield name, f"labels at {before.labels_path} have changed"
 
 
 class _Trainer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,38 @@ def test_run_resumed_with_another_configuration_is_refused(data, tmp_path):
             options=FitOptions(resume=True),
             **data,
         )
+
+
+@pytest.mark.parametrize("name", ["coarse", "fine"])
+def test_run_resumed_with_another_store_is_refused(data, tmp_path, name):
+    fit(config("epochs=1"), out=tmp_path / "run", **data)
+    shutil.copytree(data[name], tmp_path / "copy")  # the same identity, perhaps other rows
+    with pytest.raises(RunError, match=rf"another {name} \(path was .*{name}', is .*copy'\)"):
+        fit(
+            config("epochs=1"),
+            out=tmp_path / "run",
+            options=FitOptions(resume=True),
+            **{**data, name: tmp_path / "copy"},
+        )
+
+
+def test_run_resumed_on_a_store_made_anew_in_another_way_is_refused(data, tmp_path):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    info = run.read_info()
+    info.fine.identity |= {"input_size_px": 96, "versions": "{}"}  # the store's before it changed
+    run.write_info(info)
+    with pytest.raises(RunError, match=r"another fine \(input_size_px was 96, is 1\)"):
+        fit(config("epochs=1"), out=run.path, options=FitOptions(resume=True), **data)
+
+
+def test_run_resumed_under_other_library_versions_or_a_link_goes_on(data, tmp_path):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    info = run.read_info()
+    info.fine.identity["versions"] = '{"torch": "1.0"}'
+    run.write_info(info)
+    (tmp_path / "link").symlink_to(data["fine"])
+    again = {**data, "fine": tmp_path / "link"}
+    fit(config("epochs=1"), out=run.path, options=FitOptions(resume=True), **again)
 
 
 def test_checkpoint_of_another_network_is_refused(data, tmp_path):
