@@ -78,13 +78,19 @@ def _timm(name: str, paper_gflops: float | None = None) -> Architecture:
     if not timm.is_model(name.partition(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5])
         raise BackboneError(f"timm has no model {name!r}; near: {near or 'none'}")
-    found = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    try:
+        found = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise BackboneError(f"timm:{name}: {error}") from error
     if found is None:
         raise BackboneError(f"timm has no pretrained configuration {name!r}")
     config = found.to_dict()
     _, height, width = config["input_size"]
-    if height != width or config.get("crop_mode", "center") != "center":
-        raise BackboneError(f"timm:{name}: only square centre crops are supported")
+    plain = height == width and config.get("crop_mode", "center") == "center"
+    if not plain or config["interpolation"] not in ("bilinear", "bicubic"):
+        raise BackboneError(
+            f"timm:{name}: only square centre crops, bilinear or bicubic, are supported"
+        )
     classifier = config["classifier"]
     return Architecture(
         build=lambda: timm.create_model(name, pretrained=False),
@@ -312,7 +318,11 @@ def _measure_and_strip(network: nn.Module, spec: BackboneSpec) -> dict[str, Any]
     """GFLOPs and parameters of a whole network; then the row size left without classifier."""
     extractor = FeatureExtractor(network, spec)
     pixels = torch.empty(1, *spec.preprocessing.row_shape, dtype=torch.uint8)
-    gflops, parameters = flops.count_gflops(extractor, pixels), flops.count_parameters(network)
+    try:
+        gflops = flops.count_gflops(extractor, pixels)
+    except (AssertionError, RuntimeError) as error:
+        raise BackboneError(f"{spec}: does not take pictures of this size ({error})") from error
+    parameters = flops.count_parameters(network)
     for name in architecture_of(spec.name).classifier:
         network.set_submodule(name, nn.Identity())
     return {
@@ -398,7 +408,7 @@ def _read_state(path: Path) -> Any:
             f"{path}: not a plain state dict; files that run code on loading are refused. "
             "Save the state dict alone, or as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as error:
         raise BackboneError(f"{path}: cannot be read as weights ({error})") from error
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -54,7 +57,23 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """An interrupt anywhere ends with exit code 130 and one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="liteeval")
 def main() -> None:
     """Decode videos once and write per-frame feature stores that carry their GFLOPs.
@@ -172,6 +191,8 @@ def _parse_shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not slash or not index.isdecimal() or not count.isdecimal():
         raise click.UsageError(f"--shard {text}: expected I/N, for example 0/8")
+    if int(index) >= int(count):
+        raise click.UsageError(f"--shard {text}: shards of {count} count from 0 to {count} − 1")
     return int(index), int(count)
 
 
@@ -213,6 +234,8 @@ def _load(backbones: tuple[str, ...], weights: tuple[str, ...]) -> list[Any]:
 def _checked_device(device: str) -> str:
     import torch
 
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise click.UsageError(f"--device {device}: not available; give auto, cpu, cuda or cuda:N")
     try:
         if device != "auto":
             torch.empty(1, device=device)
@@ -322,10 +345,12 @@ def verify(
     from extract.store import verify_store
 
     with _user_errors():
-        problems = {str(store): verify_store(store) for store in stores}
+        problems = {str(store): verify_store(store) for store in stores if not store.is_file()}
         if deep:
-            for store in stores:
-                problems[str(store)] += _verify_deep(store, sample, weights)
+            for store in problems:
+                problems[store] += _verify_deep(Path(store), sample, weights)
+    if not problems:
+        raise click.ClickException("only files were given; a store is a folder")
     if as_json:
         _print_json({"problems": problems, "ok": not any(problems.values())})
     else:
@@ -408,14 +433,16 @@ def failures(out: Path, list_: Path | None, as_json: bool) -> None:
     with _user_errors():
         records = open_failures(out)
         command = retry_command(out, list_ or Path("retry.csv"))
-    if list_ is not None:
-        write_retry_list(records, list_)
+        if list_ is not None:
+            write_retry_list(records, list_)
     if as_json:
         _print_json({"failures": records, "retry": command})
         return
     for record in records:
         click.echo(f"{record['video_id']}: {record['error']} ({record['attempts']} attempts)")
     click.echo(f"{len(records)} videos failed")
-    if records:
-        hint = "" if list_ else " after --list retry.csv"
-        click.echo(f"to try them again{hint}: {command}")
+    if records and command:
+        hint = "" if list_ else ", after --list retry.csv"
+        click.echo(f"to try them again{hint}:\n  {command}")
+    elif records:
+        click.echo("to try them again, repeat the command that made them")

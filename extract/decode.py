@@ -230,6 +230,8 @@ def probe(path: str | os.PathLike[str], options: DecodeOptions = DEFAULTS) -> Vi
         damage that may not be kept, or decord is asked for and would not be exact.
     """
     path = Path(path)
+    if options.on_corrupt == "fail" and options.decoder != "decord":
+        return probe_by_decoding(path, options)  # only decoding everything sees all damage
     with _open_video(path, options) as (container, stream):
         packets = _read_packets(container, stream)
         timeline, pts = _timeline_from_packets(packets, container, stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from extract.sampling import row_frames
 from extract.store import FeatureStore, StoreError, VideoFeatures
 
 COSINE_FLOOR = 0.999
+BATCH_ROWS = 8
 
 
 def recompute_sample(
@@ -46,7 +48,7 @@ def _compare(stored: VideoFeatures, backbone: Backbone, store: FeatureStore) -> 
     if path.stat().st_size != stored.source_bytes:
         return [f"the source {path} has changed since"]
     try:
-        video, pixels = _recompute(path, store.identity.sample_fps, backbone)
+        video, features = _recompute(path, store.identity.sample_fps, backbone)
     except decode.DecodeError as error:
         return [str(error)]
     rows = row_frames(video.timeline, store.identity.sample_fps)
@@ -54,7 +56,6 @@ def _compare(stored: VideoFeatures, backbone: Backbone, store: FeatureStore) -> 
         return ["the frames differ"]
     if not np.allclose(video.timeline.pts_seconds[rows], stored.pts_seconds, atol=1e-6):
         return ["the times differ"]
-    features = _features(backbone, pixels)
     cosine = _cosine(features, stored.features.astype(np.float32))
     return [
         f"row {row} has a cosine of {value:.5f} with the recomputed one"
@@ -64,20 +65,22 @@ def _compare(stored: VideoFeatures, backbone: Backbone, store: FeatureStore) -> 
 
 
 def _recompute(path: Path, fps: float, backbone: Backbone) -> tuple[decode.Video, np.ndarray]:
-    """The probed video and the (T, …) uint8 input of every row."""
-    inputs = {"x": backbone.spec.preprocessing}
+    """The probed video and its (T, D) features, on the CPU in float32."""
     video = decode.probe(path)
     try:
-        return video, np.stack([row["x"] for row in iter_rows(video, fps, inputs)])
+        return video, _features(video, fps, backbone)
     except decode.PacketsMislead:
         video = decode.probe_by_decoding(path)
-        return video, np.stack([row["x"] for row in iter_rows(video, fps, inputs)])
+        return video, _features(video, fps, backbone)
 
 
-def _features(backbone: Backbone, pixels: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        batches = [backbone.extractor(part) for part in torch.from_numpy(pixels).split(8)]
-    return torch.cat(batches).numpy()
+def _features(video: decode.Video, fps: float, backbone: Backbone) -> np.ndarray:
+    rows = iter_rows(video, fps, {"x": backbone.spec.preprocessing})
+    batches = []
+    while batch := [row["x"] for row in islice(rows, BATCH_ROWS)]:
+        with torch.inference_mode():
+            batches.append(backbone.extractor(torch.from_numpy(np.stack(batch))).numpy())
+    return np.concatenate(batches)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

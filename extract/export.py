@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.store import FeatureStore, StoreError, VideoFeatures
+from extract.store import ROW_COLUMNS, FeatureStore, StoreError, VideoFeatures
 
 _VIDEO_FIELDS = (
     "duration_seconds", "source_fps", "source_path", "source_bytes", "decoder", "corrupt_frames",
@@ -18,7 +18,8 @@ _VIDEO_FIELDS = (
 
 
 def export_npy(store: FeatureStore, out: Path) -> None:
-    """out/<video_id>.npy (T, D), out/videos.csv and out/identity.json.
+    """Per video ID.npy (T, D), ID.pts_seconds.npy and ID.frame_index.npy (T,); for all
+    videos.csv and identity.json.
 
     Raises: StoreError if an id would leave the folder, or a file cannot be written.
     """
@@ -32,6 +33,8 @@ def export_npy(store: FeatureStore, out: Path) -> None:
                 target = out / f"{_inside(video_id)}.npy"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 np.save(target, video.features)
+                for name in ROW_COLUMNS:
+                    np.save(target.with_name(f"{target.stem}.{name}.npy"), getattr(video, name))
                 facts = [getattr(video, name) for name in _VIDEO_FIELDS]
                 table.writerow([video_id, len(video.features), *facts])
     except OSError as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shlex
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from extract.store import FeatureStore, part_paths
+from extract.store import FeatureStore, StoreError
 
 FAILURES = "failures.jsonl"
+PUBLISHED = ("torchvision ", "timm ", "pytorchvideo ")  # how stores name published weights
 
 
 def append_failure(
@@ -19,14 +22,17 @@ def append_failure(
     """Add one line; several processes may do so at once."""
     record = {
         "video_id": video_id,
-        "path": str(path),
+        "path": os.path.abspath(path),
         "stage": stage,
         "error": error,
         "attempts": attempts,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    with (out / FAILURES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    try:
+        with (out / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise StoreError(f"{out / FAILURES}: cannot be written ({error.strerror})") from error
 
 
 def open_failures(out: Path) -> list[dict[str, Any]]:
@@ -64,19 +70,30 @@ def stores_below(out: Path) -> list[Path]:
 
 def write_retry_list(failures: list[dict[str, Any]], path: Path) -> None:
     """A list of videos that `liteeval-extract run` takes, with the ids they had."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["video_id", "path"])
-        for failure in failures:
-            table.writerow([failure["video_id"], Path(failure["path"]).absolute()])
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["video_id", "path"])
+            table.writerows([failure["video_id"], failure["path"]] for failure in failures)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def retry_command(out: Path, retry_list: Path) -> str:
-    """The command that tries them again; its options must be those of the first run."""
-    backbones = []
-    for store in stores_below(out):
-        assert part_paths(store)
+def retry_command(out: Path, retry_list: Path) -> str | None:
+    """The command that tries them again, with what the stores say of the first run.
+
+    None if no store tells. A weights file is known by its name alone: its folder is the user's.
+    """
+    words = ["liteeval-extract", "run", str(retry_list), "--out", str(out)]
+    stores = stores_below(out)
+    for store in stores:
         identity = FeatureStore(store).identity
-        backbones.append(f"--backbone {identity.backbone}@{identity.input_size_px}")
-    chosen = " ".join(backbones) or "--backbone …"
-    return f"liteeval-extract run {retry_list} --out {out} {chosen}"
+        name = f"{identity.backbone}@{identity.input_size_px}"
+        words += ["--backbone", name]
+        if identity.weights.startswith("random:"):
+            words += ["--weights", f"{name}=random"]
+        elif not identity.weights.startswith(PUBLISHED):
+            words += ["--weights", f"{name}={identity.weights}"]
+        shared = ["--fps", f"{identity.sample_fps:g}"]
+        shared += ["--precision", str(identity.preprocessing.get("precision", "fp32"))]
+    return shlex.join(words + shared) if stores else None

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +59,6 @@ class ExtractOptions:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch_size: int = 0  # rows; 0: what suits the device
     precision: str = "fp32"
-    compile: bool = False
     commit_videos: int = 64
     commit_seconds: float = 60.0
     limits: DecodeLimits = field(default_factory=DecodeLimits)
@@ -201,7 +200,7 @@ class _Assembly:
             frame_index=decoded.frame_index,
             duration_seconds=decoded.duration_seconds,
             source_fps=decoded.source_fps,
-            source_path=str(self.video.path),
+            source_path=os.path.abspath(self.video.path),
             source_bytes=self.video.path.stat().st_size,
             decoder=decoded.decoder,
             corrupt_frames=decoded.corrupt_frames,
@@ -219,14 +218,11 @@ class _Batcher:
         self._name = backbone.spec.store_name
         self._device = device
         self._precision = options.precision
-        extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
-        self._extractor: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(extractor, dynamic=False) if options.compile else extractor
-        )
+        self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
         row_shape = backbone.spec.preprocessing.row_shape
         size = options.batch_size or _default_batch_size(row_shape, device)
         cuda = device.type == "cuda"
-        self._fixed_shape = cuda or options.compile  # another shape costs more than full rows
+        self._fixed_shape = cuda  # where another shape costs more than rows of no use
         self._buffers = [
             torch.zeros((size, *row_shape), dtype=torch.uint8, pin_memory=cuda)
             for _ in range(2 if cuda else 1)
@@ -404,11 +400,13 @@ class _Run:
             try:
                 items = {name: assembly.video_features(name) for name in assembly.features}
                 for name, item in items.items():
-                    self._writers[name].add(video_id, item)
+                    self._writers[name].check(video_id, item)
             except (ValueError, OSError) as error:
                 failed = Failed(video_id, "store", str(error), 1)
                 self._give_up(assembly.video, failed, bar)
                 continue
+            for name, item in items.items():  # all or none: stores must not disagree
+                self._writers[name].add(video_id, item)
             self._summary.videos += 1
             self._summary.rows += len(decoded.pts_seconds)
             self._summary.source_seconds += decoded.duration_seconds

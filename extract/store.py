@@ -174,6 +174,11 @@ class Part:
     def close(self) -> None:
         self._file.close()
 
+    def column(self, name: str) -> np.ndarray:
+        """(V,): one value per video, text as bytes."""
+        column: np.ndarray = self._file[name][:]
+        return column
+
     def read(self, video: int) -> VideoFeatures:
         """The rows of the part's video number `video`."""
         rows = slice(int(self.offset[video]), int(self.offset[video + 1]))
@@ -284,7 +289,7 @@ class FeatureStore:
                         self._source_bytes[video_id] = source_bytes[video]
         assert identity is not None
         self.identity: StoreIdentity = identity
-        self.parts = len(paths)
+        self.parts = paths
 
     @property
     def video_ids(self) -> list[str]:
@@ -385,11 +390,8 @@ class FeatureWriter:
         """Videos added and not yet committed."""
         return len(self._videos)
 
-    def add(self, video_id: str, video: VideoFeatures) -> None:
-        """Keep one video for the next commit.
-
-        Raises: ValueError if rows do not fit the identity or are not finite.
-        """
+    def check(self, video_id: str, video: VideoFeatures) -> None:
+        """Raises: ValueError if rows do not fit the identity or are not finite."""
         if video.features.shape[1] != self.identity.feature_dim:
             raise ValueError(
                 f"{video_id!r}: rows have {video.features.shape[1]} values, "
@@ -399,6 +401,13 @@ class FeatureWriter:
             raise ValueError(f"{video_id!r}: features must be float16 or float32")
         if not np.isfinite(video.features).all():
             raise ValueError(f"{video_id!r}: features are not finite")
+
+    def add(self, video_id: str, video: VideoFeatures) -> None:
+        """Keep one video for the next commit.
+
+        Raises: ValueError if rows do not fit the identity or are not finite.
+        """
+        self.check(video_id, video)
         self._videos[video_id] = video
 
     def commit(self) -> Path | None:
@@ -459,28 +468,29 @@ class FeatureWriter:
 
 
 def describe_store(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a store holds: identity and totals, as plain values."""
+    """What a store holds: identity and totals, as plain values; no features are read."""
     store = FeatureStore(path)
-    try:
-        videos = [store[video_id] for video_id in store.video_ids]
-    finally:
-        store.close()
-    rows = sum(len(video.features) for video in videos)
-    attributes = store.identity.to_attributes()
+    duration_seconds, corrupt_frames, decoders = 0.0, 0, set()
+    for part_path in store.parts:
+        with Part(part_path) as part:
+            duration_seconds += float(part.column("duration_seconds").sum())
+            corrupt_frames += int(part.column("corrupt_frames").sum())
+            decoders |= {name.decode() for name in part.column("decoder")}
+    rows = sum(store.rows(video_id) for video_id in store.video_ids)
     return {
         "store": str(store.path),
         "schema_version": SCHEMA_VERSION,
-        **attributes,
+        **store.identity.to_attributes(),
         "preprocessing": dict(store.identity.preprocessing),
         "versions": dict(store.identity.versions),
-        "parts": store.parts,
+        "parts": len(store.parts),
         "videos": len(store),
         "rows": rows,
-        "bytes": sum(part.stat().st_size for part in part_paths(store.path)),
-        "duration_seconds": sum(video.duration_seconds for video in videos),
+        "bytes": sum(part_path.stat().st_size for part_path in store.parts),
+        "duration_seconds": duration_seconds,
         "gflops_total": rows * store.gflops_per_frame,
-        "corrupt_frames": sum(video.corrupt_frames for video in videos),
-        "decoders": sorted({video.decoder for video in videos}),
+        "corrupt_frames": corrupt_frames,
+        "decoders": sorted(decoders),
     }
 
 
@@ -517,7 +527,6 @@ def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000)
     Returns: number of parts before and after.
     """
     store = FeatureStore(path)
-    old = part_paths(store.path)
     new: list[Path | None] = []
     with FeatureWriter(path, store.identity) as writer:
         rows = 0
@@ -529,9 +538,12 @@ def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000)
                 rows = 0
         new.append(writer.commit())
     store.close()
-    for part in old:
-        part.unlink()
-    return len(old), sum(part is not None for part in new)
+    try:
+        for part in store.parts:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: an old part cannot be removed ({error.strerror})") from error
+    return len(store.parts), sum(part is not None for part in new)
 
 
 def _fsync(path: Path) -> None:

@@ -85,7 +85,7 @@ def _expand(source: Path) -> Iterator[Video]:
 def _scan(folder: Path) -> Iterator[Video]:
     """Files with a video's suffix at any depth; a folder reached twice is entered once."""
     entered: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
@@ -97,18 +97,21 @@ def _scan(folder: Path) -> Iterator[Video]:
                 yield _video(Path(parent, name), folder)
 
 
+def _unreadable(error: OSError) -> None:
+    raise VideoListError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
 def _read_list(path: Path) -> Iterator[Video]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix.lower() == ".csv":
-            rows = csv.DictReader(file)
-            if "path" not in (rows.fieldnames or ()):
-                raise VideoListError(
-                    f"{path}: expected a column named path, found {rows.fieldnames}; "
-                    "write a header line `path` or give a .txt with one path a line"
-                )
-            entries = [(row["path"], row.get("video_id") or None) for row in rows]
-        else:
-            entries = [(line.rstrip("\r\n"), None) for line in file if line.strip()]
+    entries: list[tuple[str, str | None]]
+    if path.suffix.lower() == ".csv":
+        rows = _read_table(path, "path")
+        entries = [(row["path"], row.get("video_id") or None) for row in rows]
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise VideoListError(f"{path}: not a list of paths ({error})") from error
+        entries = [(line, None) for line in lines if line.strip()]
     for entry, video_id in entries:
         video = path.parent / entry
         if not video.is_file():
@@ -117,9 +120,8 @@ def _read_list(path: Path) -> Iterator[Video]:
 
 
 def _video(path: Path, root: Path) -> Video:
-    try:
-        relative = path.relative_to(root)
-    except ValueError:
+    relative = Path(os.path.relpath(path, root))
+    if ".." in relative.parts:
         relative = Path(path.name)
     video_id = relative.with_suffix("").as_posix()
     try:
@@ -134,13 +136,23 @@ def read_labelled_ids(path: str | os.PathLike[str]) -> list[str]:
 
     Raises: VideoListError if the file or the column is missing.
     """
+    return [row["video_id"] for row in _read_table(Path(path), "video_id")]
+
+
+def _read_table(path: Path, column: str) -> list[dict[str, str]]:
+    """The rows of a CSV file; `column` is there and never empty."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "video_id" not in (rows.fieldnames or ()):
-                raise VideoListError(
-                    f"{path}: expected columns video_id,label,split, found {rows.fieldnames}"
-                )
-            return [row["video_id"] for row in rows]
-    except OSError as error:
-        raise VideoListError(f"{path}: cannot be read ({error.strerror})") from error
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VideoListError(f"{path}: cannot be read as CSV ({error})") from error
+    if column not in (reader.fieldnames or ()):
+        raise VideoListError(
+            f"{path}: expected a column named {column}, found {reader.fieldnames}; "
+            f"write a header line with {column}"
+        )
+    for number, row in enumerate(rows, start=2):
+        if not row[column]:
+            raise VideoListError(f"{path}: line {number} has no {column}")
+    return rows

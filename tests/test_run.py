@@ -1,5 +1,6 @@
 """The extraction loop: right features, resumed after any end, no committed part ever harmed."""
 
+import copy
 import json
 import os
 import random
@@ -164,6 +165,29 @@ def test_a_store_of_another_identity_is_refused_before_any_work(
     with pytest.raises(StoreError, match="sample_fps"):
         extract_features(find_videos([folder]), whole.parent, [small], options(fps=1.0))
     assert sorted(whole.parent.rglob("*")) == before
+
+
+def test_a_video_is_in_all_stores_or_in_none(
+    folder: Path, small: Backbone, larger: Backbone, tmp_path: Path
+) -> None:
+    """A row that is not finite in one network leaves the video out of the other's store too."""
+    broken = copy.deepcopy(larger)
+    last = broken.extractor.network.features[-1]  # convolution, normalisation, ReLU6
+    last[1].weight.fill_(1e30)
+    last[2] = torch.nn.Identity()
+    summary = extract_features(find_videos([folder])[:2], tmp_path, [small, broken], options())
+    assert (summary.videos, summary.failures) == (0, 2)
+    assert not part_paths(tmp_path / small.spec.store_name)
+    assert "not finite" in (tmp_path / "failures.jsonl").read_text()
+
+
+def test_source_paths_are_absolute(
+    folder: Path, small: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    extract_features(find_videos([Path("clip 0.mp4")]), tmp_path, [small], options())
+    stored = FeatureStore(tmp_path / small.spec.store_name)["clip 0"]
+    assert stored.source_path == str(folder / "clip 0.mp4")
 
 
 def test_a_video_that_vanishes_is_a_failure_not_an_end(

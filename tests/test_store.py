@@ -19,6 +19,7 @@ from extract.store import (
     StoreError,
     StoreIdentity,
     VideoFeatures,
+    compact_store,
     describe_store,
     part_paths,
     verify_store,
@@ -256,6 +257,24 @@ except StoreError as error:
     assert "Free space" in result.stdout
     assert FeatureStore(tmp_path / "s").video_ids == ["small"]
     assert len(list((tmp_path / "s").iterdir())) == 1
+
+
+def test_compaction_keeps_a_part_that_is_committed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2, 0)})
+    opened = FeatureStore.__init__
+
+    def then_another_commits(self: FeatureStore, path: Path) -> None:
+        opened(self, path)
+        if "b" not in self:
+            monkeypatch.undo()
+            write(folder, {"b": make_video(3, 1)})
+
+    monkeypatch.setattr(FeatureStore, "__init__", then_another_commits)
+    compact_store(folder)
+    assert FeatureStore(folder).video_ids == ["a", "b"]
 
 
 def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:

@@ -84,6 +84,23 @@ def test_a_csv_without_the_column_says_what_it_expects(tmp_path: Path) -> None:
         find_videos([tmp_path / "list.csv"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("l.txt", b"\xff\xfe\x00"), ("l.csv", b"path\n\xff\n"), ("l.csv", b"path,x\n,1\n")],
+)
+def test_a_list_that_is_none_names_the_file(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoListError, match=name):
+        find_videos([tmp_path / name])
+
+
+def test_a_listed_file_outside_the_lists_folder_is_known_by_its_name(tmp_path: Path) -> None:
+    touch(tmp_path / "v" / "a.mp4")
+    (tmp_path / "l").mkdir()
+    (tmp_path / "l/list.txt").write_text("../v/a.mp4\n")
+    assert [v.id for v in find_videos([tmp_path / "l/list.txt"])] == ["a"]
+
+
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoListError, match="no such file or folder"):
         find_videos([tmp_path / "gone"])
@@ -93,7 +110,7 @@ def test_labelled_ids_come_from_the_column(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("video_id,label,split\na,x,train\nb,y|z,val\n")
     assert read_labelled_ids(tmp_path / "labels.csv") == ["a", "b"]
     (tmp_path / "bad.csv").write_text("id,label\na,x\n")
-    with pytest.raises(VideoListError, match="expected columns video_id,label,split"):
+    with pytest.raises(VideoListError, match="expected a column named video_id"):
         read_labelled_ids(tmp_path / "bad.csv")
 
 
