@@ -174,10 +174,11 @@ def summarise(
     for video, trace in enumerate(traces):
         labels_VK[video, list(trace.sample.labels)] = 1
     ordered = {"method": about["method"], "split": about["split"], "videos": len(traces)}
-    accuracy = {
+    accuracy: dict[str, Any] = {
         "top1": float(in_top(scores_VK, labels_VK, 1).double().mean()),
         "top5": float(in_top(scores_VK, labels_VK, 5).double().mean()),
         "map": AVERAGE_PRECISIONS[average_precision](scores_VK, labels_VK),
+        "average_precision": average_precision,
     }
     return Evaluation(ordered | accuracy | _usage(results, costs) | about, results)
 
@@ -228,7 +229,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run's chosen model on a split and write both result files into the run.
 
-    With the `key_frames` of a simulation the summary says which share of them was read finely.
+    Only what `compare` may set beside other runs is written: plain average precision on the run's
+    own stores and labels. With the `key_frames` of a simulation the summary says which share of
+    them was read finely.
 
     Raises: RunError, DataError or StoreError with the way out.
     """
@@ -249,11 +252,28 @@ def evaluate_run(
     )
     if key_frames is not None:
         evaluation.summary.update(_key_shares(evaluation, key_frames, videos.pair))
-    folder = run.folder
+    given = {"coarse": coarse, "fine": fine, "labels": labels}
+    if average_precision == "plain" and _is_own_data(run.info, **given):
+        _write(run.folder, split, evaluation)
+    return evaluation
+
+
+def _is_own_data(
+    info: RunInfo,
+    *,
+    coarse: Path | None = None,
+    fine: Path | None = None,
+    labels: Path | None = None,
+) -> bool:
+    """Whether these are the files that the run was trained on; None stands for those."""
+    own = ((coarse, info.coarse.path), (fine, info.fine.path), (labels, info.labels_path))
+    return all(path is None or str(path.resolve()) == trained for path, trained in own)
+
+
+def _write(folder: RunFolder, split: str, evaluation: Evaluation) -> None:
     lines = [json.dumps(asdict(video)) for video in evaluation.videos]
     write_atomically(folder.evaluation_videos(split), "".join(f"{x}\n" for x in lines).encode())
     write_atomically(folder.evaluation(split), json.dumps(evaluation.summary, indent=2).encode())
-    return evaluation
 
 
 def _key_shares(evaluation: Evaluation, path: Path, pair: StorePair) -> dict[str, float]:

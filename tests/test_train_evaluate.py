@@ -20,6 +20,7 @@ KEYS = {
     "top1",
     "top5",
     "map",
+    "average_precision",
     "gflops_mean",
     "gflops_std",
     "gflops",
@@ -87,6 +88,35 @@ def test_stores_that_moved_are_named_by_hand(folder, tmp_path):
     assert {k: v for k, v in found.items() if k != "seconds_per_video"} == {
         k: v for k, v in expected.items() if k != "seconds_per_video"
     }
+
+
+@pytest.mark.parametrize("other", ["coarse", "fine", "labels", "average_precision"])
+def test_results_on_other_data_or_by_another_measure_do_not_replace_the_runs_own(
+    folder, tmp_path, other
+):
+    run = RunFolder(folder / "lstm")
+    evaluate_run(run.path)
+    files = (run.evaluation("val"), run.evaluation_videos("val"))
+    own = [file.read_bytes() for file in files]
+    if other == "average_precision":
+        options = {other: "interpolated"}
+    elif other == "labels":
+        rows = (folder / "labels.csv").read_text().replace(",class_000,", ",class_001,")
+        (tmp_path / "other.csv").write_text(rows)
+        options = {other: tmp_path / "other.csv"}
+    else:
+        shutil.copytree(folder / other, tmp_path / "copy")
+        options = {other: tmp_path / "copy"}
+    summary = evaluate_run(run.path, **options).summary
+    assert summary["average_precision"] == options.get("average_precision", "plain")
+    assert [file.read_bytes() for file in files] == own
+
+
+def test_the_runs_own_files_named_by_hand_are_its_own(folder):
+    run = RunFolder(folder / "lstm")
+    run.evaluation("val").unlink(missing_ok=True)
+    evaluate_run(run.path, fine=folder / "coarse" / ".." / "fine", labels=folder / "labels.csv")
+    assert run.evaluation("val").exists()
 
 
 def test_store_of_another_backbone_is_refused(folder, tmp_path):
