@@ -21,6 +21,33 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
+class _Device(click.ParamType):
+    """A device that is there: auto, cpu, cuda or cuda:N."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, colon, number = str(value).partition(":")
+        if value in ("auto", "cpu"):
+            return str(value)
+        if kind != "cuda" or (colon and not number.isdecimal()):
+            self.fail(f"{value!r}: expected auto, cpu, cuda or cuda:1", param, ctx)
+        import torch
+
+        if int(number or 0) >= torch.cuda.device_count():
+            self.fail(f"{value!r}: torch sees {torch.cuda.device_count()} GPUs here", param, ctx)
+        return str(value)
+
+
+device_option = click.option(
+    "--device",
+    type=_Device(),
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:1.",
+)
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What a user can mend: shown as one line. Anything else is a bug and keeps its traceback."""
     from extract.store import StoreError
@@ -76,7 +103,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One key; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--ignore-unlabelled", is_flag=True, help="Leave out videos without a label.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@device_option
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read stores.")
 def fit(
@@ -97,7 +124,10 @@ def fit(
       liteeval-train fit --coarse features/mobilenet_v2_112 --fine features/resnet101_224 \\
           --labels labels.csv --out runs/liteeval --preset small --set epochs=40
     """
-    config = resolve_config(method=method, preset=preset, file=file, settings=settings)
+    try:
+        config = resolve_config(method=method, preset=preset, file=file, settings=settings)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     from liteeval_train.train import FitOptions
     from liteeval_train.train import fit as train
 
@@ -125,7 +155,7 @@ def fit(
     help="interpolated is ActivityNet's.",
 )
 @click.option("--key-frames", type=FILE, help="Of a simulation: adds the shares of them read.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
 @click.option("--budgets", metavar="A-B", help="The same for each budget from A to B.")
@@ -142,7 +172,8 @@ def evaluate(
 ) -> None:
     """Accuracy, GFLOPs and seconds of a run's chosen model on a split.
 
-    Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl. With --budget, --budgets
+    Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl, which compare reads;
+    with --coarse, --fine, --labels or interpolated it prints alone. With --budget, --budgets
     or --watched the method predicts while the video still runs; a run of uniform then gives the
     mean score of its first K frames (seq-k), with --reads-of of K frames up to the K-th fine read
     of that run (uniform-k).
@@ -156,8 +187,9 @@ def evaluate(
     from liteeval_train.evaluate import evaluate_run
     from liteeval_train.online import evaluate_budgets, evaluate_watched
 
-    if sum((budget is not None, budgets is not None, watched)) > 1:
-        raise click.UsageError("give one of --budget, --budgets and --watched")
+    asked = {"budget": budget is not None, "budgets": budgets is not None, "watched": watched}
+    online = [name for name, given in asked.items() if given]
+    _check_online(online, options, reads_of)
     where = {"split": options["split"], "device": options["device"]}
     if watched:
         result: Any = evaluate_watched(run, **where)
@@ -169,6 +201,23 @@ def evaluate(
         result = evaluate_run(run, **options).summary
     rows = result if isinstance(result, list) else [result]
     click.echo(json.dumps(result, indent=2) if as_json else format_comparison(rows, "table"))
+
+
+WHOLE_VIDEO_OPTIONS = ("coarse", "fine", "labels", "average_precision", "key_frames")
+
+
+def _check_online(online: list[str], options: dict[str, Any], reads_of: Path | None) -> None:
+    """Refuse what prediction while a video runs would leave out.
+
+    Raises: click.UsageError
+    """
+    if len(online) > 1:
+        raise click.UsageError("give one of --budget, --budgets and --watched")
+    given = [name for name in WHOLE_VIDEO_OPTIONS if options[name] not in (None, "plain")]
+    if online and given:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} does not go with --{online[0]}")
+    if reads_of is not None and online not in (["budget"], ["budgets"]):
+        raise click.UsageError("--reads-of goes with --budget or --budgets")
 
 
 def _parse_range(text: str) -> range:
@@ -192,8 +241,8 @@ def _parse_range(text: str) -> range:
     default="table",
     show_default=True,
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--average-seeds", is_flag=True, help="One row per method: mean ± std over runs.")
+@device_option
+@click.option("--average-seeds", is_flag=True, help="Mean ± std over runs that differ in seed.")
 def compare(
     runs: tuple[Path, ...], split: str, style: str, device: str, average_seeds: bool
 ) -> None:
@@ -205,10 +254,13 @@ def compare(
     """
     from liteeval_train import compare as tables
     from liteeval_train.evaluate import read_or_evaluate
+    from liteeval_train.run import RunFolder
 
     summaries = [read_or_evaluate(run, split=split, device=device) for run in runs]
     if average_seeds:
-        click.echo(tables.format_seeds(tables.average_seeds(summaries), style))
+        configs = [RunFolder(run).read_info().config for run in runs]
+        rows = tables.average_seeds(summaries, configs, [run.name for run in runs])
+        click.echo(tables.format_seeds(rows, style))
     else:
         click.echo(tables.format_comparison(summaries, style))
 
@@ -219,7 +271,7 @@ def compare(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."
 )
 @click.option("--split", type=click.Choice(("train", "val", "test")), default="val")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@device_option
 def figures(runs: tuple[Path, ...], out: Path, split: str, device: str) -> None:
     """Pictures of runs, each as PNG and as CSV.
 

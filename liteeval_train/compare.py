@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from liteeval_train.config import TrainConfig
 from liteeval_train.cost import FLOP_CONVENTION
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -95,23 +96,30 @@ def _csv(summaries: Sequence[dict[str, Any]]) -> str:
 SEED_KEYS = ("top1", "map", "gflops_mean", "fine_frames_mean", "seconds_per_video")
 
 
-def average_seeds(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per method and split: mean and sample standard deviation over its runs.
+def average_seeds(
+    summaries: Sequence[dict[str, Any]], configs: Sequence[TrainConfig], runs: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row per configuration and split: mean and sample standard deviation over its seeds.
 
-    Each number becomes two keys, such as `map` and `map_std`; a single run has deviation 0.
+    `configs` and `runs` (names) belong to the summaries one by one; `run` in a row is the name of
+    its first run. Each number becomes two keys, such as `map` and `map_std`; a single run has
+    deviation 0.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for summary in summaries:
-        groups.setdefault((summary["method"], summary["split"]), []).append(summary)
-    rows = []
-    for (method, split), runs in groups.items():
-        row: dict[str, Any] = {"method": method, "split": split, "runs": len(runs)}
-        for key in SEED_KEYS:
-            values = [run[key] for run in runs]
-            row[key] = statistics.fmean(values)
-            row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        rows.append(row)
-    return rows
+    groups: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for summary, config, run in zip(summaries, configs, runs, strict=True):
+        key = (config.model_dump_json(exclude={"seed"}), summary["split"])
+        groups.setdefault(key, []).append((run, summary))
+    return [_average(group) for group in groups.values()]
+
+
+def _average(group: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    name, first = group[0]
+    row = {"method": first["method"], "split": first["split"], "run": name, "runs": len(group)}
+    for key in SEED_KEYS:
+        values = [summary[key] for _, summary in group]
+        row[key] = statistics.fmean(values)
+        row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return row
 
 
 def format_seeds(rows: Sequence[dict[str, Any]], style: str) -> str:
@@ -124,10 +132,14 @@ def format_seeds(rows: Sequence[dict[str, Any]], style: str) -> str:
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().rstrip("\n")
-    header = ("method", "runs", "top-1 %", "mAP %", "GFLOPs per video", "fine frames per video")
+    methods = [row["method"] for row in rows]
+    several = len(set(methods)) < len(methods)  # configurations of one method: tell them apart
+    numbers = ("top-1 %", "mAP %", "GFLOPs per video", "fine frames per video")
+    header = ("method", *(("first run",) if several else ()), "runs", *numbers)
     cells = [
         (
             row["method"],
+            *((row["run"],) if several else ()),
             str(row["runs"]),
             f"{100 * row['top1']:.1f} ± {100 * row['top1_std']:.1f}",
             f"{100 * row['map']:.1f} ± {100 * row['map_std']:.1f}",

@@ -46,9 +46,15 @@ def evaluate_budgets(
     """One summary per budget, with the key `budget`; written to RUN/evaluate_SPLIT_budgets.json.
 
     A run of UNIFORM gives seq-k, and with `reads_of` (a LITEEVAL run) uniform-k.
-    Raises: RunError if the run's method cannot predict before the end.
+    Raises: RunError if the run's method cannot predict before the end, or has no use for
+    `reads_of`.
     """
     run = open_trained(path, device)
+    if reads_of is not None and run.info.config.method != "uniform":
+        raise RunError(
+            f"{path}: reads of another run ({reads_of}) are for a run of uniform, this one is "
+            f"{run.info.config.method}"
+        )
     if run.info.config.method == "uniform":
         curve = _frame_budgets(run, budgets, split, reads_of, device)
     else:

@@ -69,6 +69,15 @@ def test_comparison_has_a_row_per_run_in_every_format(folder):
         assert float(row["gflops_mean"]) == run["gflops_mean"]
 
 
+def test_averages_over_seeds_pool_no_other_configurations(folder):
+    for name, more in (("seed-1", ["--set", "seed=1"]), ("longer", ["--set", "epochs=3"])):
+        assert invoke_fit(folder, name, "--method", "uniform", *more).exit_code == 0
+    runs = [folder / name for name in ("uniform", "seed-1", "longer")]
+    result = invoke("compare", *runs, "--average-seeds", "--format", "json")
+    rows = json.loads(result.stdout)["methods"]
+    assert [(row["run"], row["runs"]) for row in rows] == [("uniform", 2), ("longer", 1)]
+
+
 def test_online_evaluation_prints_a_row_per_budget(folder):
     table = invoke("evaluate", folder / "liteeval", "--budgets", "1-3").stdout.strip()
     assert [line.split()[-1] for line in table.splitlines()[-3:]] == ["1", "2", "3"]
@@ -83,6 +92,41 @@ def test_wrong_budgets_are_wrong_usage(folder, text):
     result = invoke("evaluate", folder / "liteeval", "--budgets", text)
     assert result.exit_code == 2
     assert "expected A-B" in result.stderr
+
+
+@pytest.mark.parametrize("online", [["--budget", 2], ["--budgets", "1-2"], ["--watched"]])
+@pytest.mark.parametrize("option", ["coarse", "fine", "labels", "average-precision", "key-frames"])
+def test_online_evaluation_refuses_what_it_would_leave_out(folder, online, option):
+    values = {"coarse": "coarse", "fine": "fine", "labels": "labels.csv"}
+    value: object = folder / values.get(option, "key_frames.jsonl")
+    value = "interpolated" if option == "average-precision" else value
+    result = invoke("evaluate", folder / "liteeval", *online, f"--{option}", value)
+    assert result.exit_code == 2
+    assert f"--{option} does not go with {online[0]}" in result.stderr
+
+
+def test_reads_of_another_run_are_for_budgets_of_uniform(folder):
+    reads = ("--reads-of", folder / "liteeval")
+    for more in ([], ["--watched"]):
+        result = invoke("evaluate", folder / "uniform", *reads, *more)
+        assert result.exit_code == 2
+        assert "--reads-of goes with --budget or --budgets" in result.stderr
+    result = invoke("evaluate", folder / "liteeval", "--budget", 1, *reads)
+    assert result.exit_code == 1
+    assert "are for a run of uniform, this one is liteeval" in result.stderr
+    result = invoke("evaluate", folder / "uniform", "--budget", 1, *reads, "--json")
+    assert json.loads(result.stdout)["method"] == "uniform-k"
+
+
+@pytest.mark.parametrize("device", ["foo", "cpu:1", "cuda:x", "cuda:", "cuda:99", "gpu", "auto:0"])
+def test_device_that_is_not_there_is_wrong_usage(folder, tmp_path, device):
+    run = folder / "liteeval"
+    for command in (["evaluate", run], ["compare", run], ["figures", run, "--out", tmp_path]):
+        result = invoke(*command, "--device", device)
+        assert result.exit_code == 2
+        assert f"'{device}': " in result.stderr
+    assert invoke_fit(folder, "never", "--device", device).exit_code == 2
+    assert not (folder / "never").exists()
 
 
 def test_evaluation_counts_the_key_frames_of_a_simulation(folder):
@@ -128,9 +172,9 @@ def test_finished_run_is_left_alone_and_says_so(folder):
         (["--set", "seed=-1"], "seed: Input should be greater than or equal to 0, got -1"),
     ],
 )
-def test_wrong_settings_fail_with_one_line(folder, more, message):
+def test_wrong_settings_are_wrong_usage(folder, more, message):
     result = invoke_fit(folder, "never", *more)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert not (folder / "never").exists()
 

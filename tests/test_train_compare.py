@@ -7,6 +7,7 @@ import json
 import pytest
 
 from liteeval_train.compare import average_seeds, format_comparison, format_seeds
+from liteeval_train.config import TrainConfig
 
 
 def summary(method: str, top1: float, gflops: float) -> dict:
@@ -25,8 +26,16 @@ def summary(method: str, top1: float, gflops: float) -> dict:
 
 
 def test_seeds_of_a_method_become_their_mean_and_sample_deviation():
-    rows = average_seeds([summary("a", 0.7, 3), summary("b", 0.5, 9), summary("a", 0.9, 5)])
-    assert [(row["method"], row["runs"]) for row in rows] == [("a", 2), ("b", 1)]
+    rows = average_seeds(
+        [summary("lstm", 0.7, 3), summary("uniform", 0.5, 9), summary("lstm", 0.9, 5)],
+        [
+            TrainConfig(method="lstm"),
+            TrainConfig(method="uniform"),
+            TrainConfig(method="lstm", seed=1),
+        ],
+        ["lstm-0", "uniform-0", "lstm-1"],
+    )
+    assert [(row["method"], row["runs"]) for row in rows] == [("lstm", 2), ("uniform", 1)]
     assert rows[0]["top1"] == pytest.approx(0.8)
     assert rows[0]["top1_std"] == pytest.approx(0.1 * 2**0.5)  # sqrt((0.1² + 0.1²) / (2 − 1))
     assert rows[0]["gflops_mean"] == 4
@@ -37,6 +46,25 @@ def test_seeds_of_a_method_become_their_mean_and_sample_deviation():
     assert json.loads(format_seeds(rows, "json"))["methods"] == rows
     parsed = list(csv.DictReader(io.StringIO(format_seeds(rows, "csv"))))
     assert [float(row["map"]) for row in parsed] == [row["map"] for row in rows]
+
+
+def test_configurations_of_one_method_are_rows_of_their_own_with_a_run_each():
+    rows = average_seeds(
+        [summary("lstm", 0.7, 3), summary("lstm", 0.9, 5), summary("lstm", 0.5, 9)],
+        [TrainConfig(method="lstm", **more) for more in ({}, {"seed": 1}, {"epochs": 3})],
+        ["wide-0", "wide-1", "narrow-0"],
+    )
+    assert [(row["run"], row["runs"], row["gflops_mean"]) for row in rows] == [
+        ("wide-0", 2, 4),
+        ("narrow-0", 1, 9),
+    ]
+    header, _, *lines = format_seeds(rows, "markdown").splitlines()[2:]
+    assert [cell.strip() for cell in header.split("|")][1:4] == ["method", "first run", "runs"]
+    assert [[c.strip() for c in line.split("|")][2:4] for line in lines] == [
+        ["wide-0", "2"],
+        ["narrow-0", "1"],
+    ]
+    assert "first run" not in format_seeds(rows[:1], "table")
 
 
 def test_columns_that_some_rows_have_stand_at_the_end():
