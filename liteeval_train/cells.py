@@ -294,12 +294,22 @@ class PackedBatchNorm(nn.BatchNorm1d):
     """BatchNorm over the rows of a batch; with several processes, over the rows of all of them.
 
     Rows are real frames only (packed batches hold no padding), so statistics are too.
-    torch's SyncBatchNorm does the second on GPUs alone.
+    torch's SyncBatchNorm does the second on GPUs alone. A single row has no variance: the running
+    statistics stand in for its own and stay as they are.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and _world_size() > 1):
+        if not self.training:
             return super().forward(input)
+        if _world_size() > 1:
+            return self._over_processes(input)
+        if len(input) > 1:
+            return super().forward(input)
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+    def _over_processes(self, input: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce  # not in every build of torch
 
         # Sums over all processes, with gradient through the sums.

@@ -151,3 +151,12 @@ def test_projection_of_width_zero_keeps_the_features():
     assert projection.width == 4
     assert projection.flops == 0
     assert torch.equal(projection(x_ND), x_ND)
+
+
+def test_batch_norm_of_one_row_uses_the_running_statistics():
+    norm = PackedBatchNorm(2, eps=0.0)
+    norm.running_mean, norm.running_var = torch.tensor([1.0, -1.0]), torch.tensor([4.0, 0.25])
+    out = norm.train()(torch.tensor([[5.0, 0.0]]))
+    assert out.tolist() == [[2.0, 2.0]]  # (5 − 1) / √4, (0 + 1) / √0.25
+    assert norm.running_mean.tolist() == [1.0, -1.0]
+    assert norm.running_var.tolist() == [4.0, 0.25]
