@@ -13,8 +13,10 @@ The progress stands inside last.safetensors too: the two can never disagree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from extract.store import FeatureStore
+from extract.store import TEMPORARY_SUFFIX, FeatureStore
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Labels, StorePair
 from liteeval_train.method import Method
@@ -154,13 +156,12 @@ class RunFolder:
             raise RunError(f"{self.config}: cannot be read ({error})") from error
 
     def write_info(self, info: RunInfo) -> None:
+        """Raises: RunError if the folder cannot be made or written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, info.model_dump_json(indent=2).encode())
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
-            ) from error
+            raise _cannot_write(self.path, error) from error
+        write_atomically(self.config, info.model_dump_json(indent=2).encode())
 
     def load_best(self, method: nn.Module) -> None:
         """Raises: RunError if there is no chosen model, or it has other sizes."""
@@ -213,8 +214,17 @@ class RunFolder:
         return progress
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise _cannot_write(self.metrics, error) from error
+
+    def remove_temporaries(self) -> None:
+        """Remove what a killed training left half-written."""
+        for path in (self.config, self.metrics, self.last, self.last_json, self.best):
+            for temporary in self.path.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
+                temporary.unlink(missing_ok=True)
 
     def keep_metrics_until(self, epoch: int) -> None:
         """Drop lines of epochs that the checkpoint does not hold."""
@@ -232,13 +242,28 @@ def _epoch_of(line: str) -> float:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    """Write beside under a name of its own, fsync, rename.
+
+    Raises: RunError if the disk is full or read-only; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: cannot be written ({error.strerror}); what was finished is kept. Make room or "
+        "make the folder writable, then give the same command again (fit: with --resume)"
+    )
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

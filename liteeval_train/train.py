@@ -111,6 +111,7 @@ def _open_run(folder: RunFolder, info: RunInfo, *, resume: bool) -> None:
             f"{folder.path}: the run there has another {name} ({difference}); resume with what it "
             "was started with, or choose another --out"
         )
+    folder.remove_temporaries()
 
 
 def _differences(before: RunInfo, now: RunInfo) -> Iterator[tuple[str, str]]:
@@ -162,6 +163,7 @@ class _Trainer:
         self.progress = Progress()
         if folder.last.exists():
             self.progress = folder.load_last(self.method, self.optimizer)
+        if fabric.is_global_zero:
             folder.keep_metrics_until(self.progress.epoch)
         self.sampler = EpochSampler(
             len(self.train_set),

@@ -1,5 +1,6 @@
 """Training: what a run folder holds, resuming, killing, what is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from liteeval_train.config import TrainConfig, resolve_config
 from liteeval_train.data import DataError
-from liteeval_train.run import RunError, RunFolder
+from liteeval_train.run import RunError, RunFolder, write_atomically
 from liteeval_train.simulate import Simulation, simulate
 from liteeval_train.train import FitOptions, fit
 
@@ -168,6 +169,65 @@ def test_killed_run_resumes_to_the_weights_of_an_undisturbed_one(data, tmp_path)
     assert epochs == list(range(1, 13))
 
 
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "metrics.jsonl", "last.safetensors"])
+def test_full_disk_stops_with_one_message_and_the_run_goes_on_later(
+    data, tmp_path, monkeypatch, name
+):
+    reference = fit(config("epochs=1"), out=tmp_path / "reference", **data)
+    open_file = Path.open
+
+    def fail_on_name(path: Path, mode: str = "r", *more, **options):
+        if name in path.name and mode != "r":
+            raise FULL
+        return open_file(path, mode, *more, **options)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", fail_on_name)
+        message = rf"{name}: cannot be written \(No space left on device\)"
+        with pytest.raises(RunError, match=message):
+            fit(config("epochs=1"), out=tmp_path / "run", **data)
+    run = fit(config("epochs=1"), out=tmp_path / "run", options=FitOptions(resume=True), **data)
+    assert_same_tensors(run.last, reference.last)
+    assert len(run.metrics.read_text().splitlines()) == 1
+
+
+def test_file_that_cannot_be_replaced_stays_as_it_was_with_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "last.json"
+    write_atomically(path, b"old")
+
+    def fail(number: int) -> None:
+        raise FULL
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["last.json"]
+
+
+def test_writers_of_one_file_do_not_share_a_temporary_one(tmp_path, monkeypatch):
+    path, fsync = tmp_path / "evaluate_val.json", os.fsync
+
+    def let_another_in(number: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_atomically(path, b"a longer text")
+
+    monkeypatch.setattr(os, "fsync", let_another_in)
+    write_atomically(path, b"short")
+    assert path.read_bytes() == b"short"
+
+
+def test_resume_removes_what_a_kill_left_half_written(data, tmp_path):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    before = sorted(os.listdir(run.path))
+    (run.path / ".last.safetensors.0123abcd.tmp").write_bytes(b"half")
+    fit(config("epochs=1"), out=run.path, options=FitOptions(resume=True), **data)
+    assert sorted(os.listdir(run.path)) == before
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
 def test_half_precision_trains_every_cell(data, tmp_path, cell):
     run = fit(
@@ -227,6 +287,22 @@ def test_unlabelled_videos_are_refused_or_left_out_on_request(data, tmp_path):
         fit(config(), out=tmp_path / "run", **other)
     run = fit(config(), out=tmp_path / "run", options=FitOptions(ignore_unlabelled=True), **other)
     assert run.progress_or_fail().finished
+
+
+@pytest.mark.parametrize("method", TrainConfig.model_fields["method"].annotation.__args__)
+def test_batch_of_one_row_trains(tmp_path, method):
+    simulate(Simulation(videos=8, classes=2, min_frames=1, max_frames=1), tmp_path)
+    rows = [f"video_{n:05d},class_{n % 2:03d},{'val' if n < 3 else 'train'}" for n in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["video_id,label,split", *rows]))
+    run = fit(
+        config("epochs=2", "batch_videos=2", method=method),  # 5 videos: batches of 2, 2 and 1
+        coarse=tmp_path / "coarse",
+        fine=tmp_path / "fine",
+        labels=tmp_path / "labels.csv",
+        out=tmp_path / "run",
+    )
+    assert run.progress_or_fail().finished
+    assert all(tensor.isfinite().all() for tensor in load_file(run.best).values())
 
 
 def test_liteeval_learns_to_read_few_frames_finely(tmp_path):
