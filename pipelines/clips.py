@@ -94,7 +94,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _encode(clip: Clip, seconds: tuple[float, float]) -> bytes:
-    """The clip as an H.264 mp4; one encoder thread, so that the bytes are the same every time."""
+    """The clip as an H.264 mp4; one thread for all, so that the bytes are the same every time."""
     import av
 
     random = np.random.default_rng((clip.seed, clip.number))
@@ -108,7 +108,8 @@ def _encode(clip: Clip, seconds: tuple[float, float]) -> bytes:
         stream.time_base = Fraction(1, rate)
         stream.options = {"preset": "veryfast", "crf": "20", "threads": "1"}
         for index in range(max(1, round(duration_seconds * rate))):
-            frame = av.VideoFrame.from_ndarray(scene(index / rate), format="rgb24")
+            drawn = av.VideoFrame.from_ndarray(scene(index / rate), format="rgb24")
+            frame = drawn.reformat(format="yuv420p", threads=1)
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
