@@ -145,7 +145,7 @@ def _progress(videos: int) -> tqdm[Any]:
 def _keep_freed_memory() -> None:
     """Tell glibc to reuse freed activations instead of returning them to the system.
 
-    Else every batch on the CPU faults its memory in again: half of the time of MobileNetV2.
+    Else every batch on the CPU faults its memory in again.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
