@@ -12,17 +12,25 @@ from extract.sampling import SNIPPET_FRAMES, Timeline, row_frames, snippet_frame
 
 
 def iter_rows(
-    video: decode.Video, fps: float, inputs: Mapping[str, Preprocessing]
+    video: decode.Video,
+    fps: float,
+    inputs: Mapping[str, Preprocessing],
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Each row of a probed video as the preprocessed pixels of every input.
+    """Each row of a probed video, or those of `rows`, as the preprocessed pixels of every input.
 
     Every wanted frame is decoded and preprocessed once; frames are held only as long as a later
     row needs them.
 
-    Yields: input name → row_shape uint8, for k = 0, 1, …
+    Args:
+        rows: (n,) int64, ascending; None: all.
+
+    Yields: input name → row_shape uint8, in order of rows.
     Raises: decode.PacketsMislead if the packets told a wrong timeline.
     """
     needs = {name: _needed_frames(video.timeline, fps, p.frames) for name, p in inputs.items()}
+    if rows is not None:
+        needs = {name: needed[rows] for name, needed in needs.items()}
     users = {name: set(needed.ravel().tolist()) for name, needed in needs.items()}
     complete = np.max([needed[:, -1] for needed in needs.values()], axis=0)
     wanted = np.unique(np.concatenate([needed.ravel() for needed in needs.values()]))

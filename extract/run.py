@@ -142,7 +142,7 @@ def _progress(videos: int) -> tqdm[Any]:
     return tqdm(total=videos, unit="video", desc="extract", smoothing=0.1, mininterval=interval)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to reuse freed activations instead of returning them to the system.
 
     Else every batch on the CPU faults its memory in again.
@@ -315,7 +315,7 @@ class _Run:
         self._backbones = {backbone.spec.store_name: backbone for backbone in backbones}
         device = options.torch_device()
         if device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self._writers = {
             name: FeatureWriter(
                 out / name,

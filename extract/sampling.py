@@ -61,6 +61,13 @@ def row_frames(timeline: Timeline, fps: float) -> np.ndarray:
     return timeline.frame_at(np.arange(rows) / fps)
 
 
+def evenly_spaced(rows: int, wanted: int) -> np.ndarray:
+    """(≤ wanted,) int64: rows at the centres of `wanted` equal spans, or all of them if fewer."""
+    if rows <= wanted:
+        return np.arange(rows)
+    return np.floor((np.arange(wanted) + 0.5) * rows / wanted).astype(np.int64)
+
+
 def snippet_frames(timeline: Timeline, fps: float) -> np.ndarray:
     """(T, 32) int64: the frames of a clip of 64/30 s centred on each t_k, evenly 1/15 s apart.
 

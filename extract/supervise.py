@@ -36,7 +36,7 @@ from extract.decode import (
 )
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows
-from extract.sampling import row_frames
+from extract.sampling import evenly_spaced, row_frames
 
 ATTEMPTS = 2
 SLOTS_PER_WORKER = 4
@@ -122,6 +122,7 @@ class WorkerOptions:
     fps: float
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    max_rows: int | None = None  # of a video, evenly spaced; None: all
 
     @property
     def row_bytes(self) -> int:
@@ -363,10 +364,12 @@ class _Service:
         options, duration = self._options, video.timeline.duration_seconds
         signal.setitimer(signal.ITIMER_REAL, options.limits.decode_seconds(duration))
         indices = row_frames(video.timeline, options.fps)
+        rows = evenly_spaced(len(indices), options.max_rows or len(indices))
+        indices = indices[rows]
         self._connection.send(Started(task.video_id, len(indices)))
         inputs = {name: options.inputs[name] for name in task.inputs}
         slot, count = -1, 0
-        for k, row in enumerate(iter_rows(video, options.fps, inputs)):
+        for k, row in enumerate(iter_rows(video, options.fps, inputs, rows)):
             if slot < 0:
                 slot, count = self._take_slot(), 0
                 views = options.slot_views(self._memory, slot)

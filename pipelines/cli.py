@@ -321,6 +321,62 @@ def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> Non
     click.echo(f"{out}: {len(shown)} videos")
 
 
+@main.command()
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path),
+              help="Folder of a trained run.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
+              help="Of a backbone whose weights came from a file.")  # fmt: skip
+@click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
+              type=click.FloatRange(0.1),
+              help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_where_options
+def predict(
+    videos: tuple[Path, ...], run_folder: Path, weights: tuple[str, ...],
+    timeout_seconds: float, as_json: bool, workers: int | None, device: str,
+) -> None:  # fmt: skip
+    """Recognise VIDEOS: folders, files, lists. The fine network runs only where RUN asks for it.
+
+    Prints class, score, frames read finely and GFLOPs of each video. A video that cannot be
+    decoded is named and passed over; the exit code is then 3.
+
+    \b
+    Example:
+      liteeval predict holiday.mp4 clips/ --run runs/ucf11/runs/liteeval \\
+          --weights mobilenet_v2=mobilenet_v2.pth
+    """
+    from extract.supervise import DecodeLimits
+    from extract.videos import find_videos
+    from liteeval_train.run import RunError
+    from pipelines.predict import PredictError, VideoFailure, open_live, predict_videos
+
+    try:
+        live = open_live(run_folder, weights=weights, device=device)
+    except (PredictError, RunError) as error:
+        raise click.ClickException(str(error)) from error
+    found = find_videos(videos)
+    if not found:
+        raise click.ClickException(f"no video file in {', '.join(map(str, videos))}")
+    limits = DecodeLimits(timeout_seconds=timeout_seconds)
+    results, failed = [], 0
+    for result in predict_videos(live, found, workers=workers or 1, limits=limits):
+        if isinstance(result, VideoFailure):
+            failed += 1
+            _log(f"failed: {result.error}")
+        elif not as_json:
+            name, score = result.top5[0]
+            click.echo(
+                f"{result.video_id}: {name} {score:.3f}, {result.fine_frames} of {result.frames} "
+                f"frames read finely, {result.gflops_total:.2f} GFLOPs (all fine: "
+                f"{result.gflops_all_fine:.2f}), {result.seconds['total']:.2f} s"
+            )
+        results.append(asdict(result))
+    if as_json:
+        click.echo(json.dumps({"run": str(run_folder), "videos": results}, indent=2))
+    sys.exit(SOME_VIDEOS_FAILED if failed else 0)
+
+
 @main.command("import")
 @click.argument("dataset", type=click.Choice(list(DATASETS)))
 @click.option("--videos", required=True, type=click.Path(path_type=Path),

@@ -1,0 +1,121 @@
+"""Predictions on raw video equal those on extracted features, at the cost that they state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from extract.cli import main as extract
+from extract.sampling import evenly_spaced
+from extract.videos import find_videos
+from liteeval_train import data
+from liteeval_train.cli import main as train
+from liteeval_train.evaluate import open_split, open_trained, trace_videos
+from pipelines.cli import main
+from pipelines.clips import render_clips
+from pipelines.predict import LazyRows, VideoPrediction, open_live, predict_videos
+
+METHODS = ["liteeval", "uniform", "lstm", "lstm+cf", "frameglimpse", "fastforward"]
+
+
+def call(command, *arguments) -> str:
+    result = CliRunner().invoke(command, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    list(render_clips(folder / "clips", 18, seconds=(3.0, 5.0), seed=1))
+    backbones = ["mobilenet_v2@32", "mobilenet_v2@48"]
+    options = [f"--backbone={name}" for name in backbones] + ["--weights=mobilenet_v2=random"]
+    call(extract, "run", folder / "clips", "--out", folder, *options, "--fps", 4, "--device", "cpu")
+    stores = ["--coarse", folder / "mobilenet_v2_32", "--fine", folder / "mobilenet_v2_48"]
+    labels = ["--labels", folder / "clips" / "labels.csv"]
+    for method in METHODS:
+        settings = ["--set", "epochs=1", "--set", "max_frames=11", "--set", "frames=6"]
+        call(train, "fit", *stores, *labels, "--out", folder / method, "--method", method,
+             "--preset", "small", *settings, "--device", "cpu")  # fmt: skip
+    return folder
+
+
+def split_videos(folder: Path, ids: list[str]):
+    return [video for video in find_videos([folder / "clips"]) if video.id in ids]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prediction_is_that_of_extracted_features_and_runs_the_fine_network_on_its_reads_alone(
+    folder: Path, method: str
+) -> None:
+    run = open_trained(folder / method, "cpu")
+    stored = open_split(run.info, "val", max_frames=run.method.max_frames)
+    traces, _ = trace_videos(
+        run.method, stored, classes=len(run.info.classes), batch_videos=1, device=run.device
+    )
+    live = open_live(folder / method, device="cpu")
+    videos = split_videos(folder, stored.video_ids)
+    results = {result.video_id: result for result in predict_videos(live, videos)}
+    assert sorted(results) == [trace.sample.video_id for trace in traces]
+    for trace in traces:
+        result = results[trace.sample.video_id]
+        assert isinstance(result, VideoPrediction)
+        best = trace.scores_K.topk(len(result.top5))
+        assert [score for _, score in result.top5] == pytest.approx(best.values.tolist(), abs=2e-3)
+        assert result.fine_seconds == trace.sample.pts_seconds[trace.used_T].tolist()
+        assert result.frames == trace.seen_T.sum()
+    assert live.fine.rows == sum(trace.used_T.sum() for trace in traces)
+    coarse = sum(len(trace.used_T) for trace in traces)
+    assert (live.coarse.rows if live.coarse else 0) == (coarse if run.method.reads_coarse else 0)
+
+
+def test_a_row_is_computed_once_and_only_when_it_is_read() -> None:
+    asked = []
+
+    def network(pixels: np.ndarray) -> torch.Tensor:
+        asked.append(int(pixels[0, 0]))
+        return torch.from_numpy(pixels).float()
+
+    rows = LazyRows([np.array([k, 10 * k]) for k in range(4)], network, torch.device("cpu"))
+    assert rows[torch.tensor([2, 2, 0])].tolist() == [[2, 20], [2, 20], [0, 0]]
+    assert asked == [2, 0]
+    assert torch.cat([torch.zeros(4, 1), rows], dim=1).shape == (4, 3)
+    assert sorted(asked) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(8, 4), (3, 4), (1, 1), (301, 129)])
+def test_decode_processes_choose_the_rows_that_training_saw(rows: int, wanted: int) -> None:
+    assert np.array_equal(evenly_spaced(rows, wanted), data.evenly_spaced(rows, wanted))
+
+
+def test_a_damaged_video_is_named_and_the_others_are_predicted(folder: Path, tmp_path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    good = find_videos([folder / "clips"])[0].path
+    arguments = [bad, good, "--run", folder / "liteeval", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
+    assert result.exit_code == 3, result.output
+    assert str(bad) in result.stderr
+    by_id = {video["video_id"]: video for video in json.loads(result.stdout)["videos"]}
+    assert "error" in by_id["bad"]
+    assert by_id[good.stem]["fine_frames"] <= by_id[good.stem]["frames"]
+
+
+def test_weights_that_the_run_does_not_know_are_refused(folder: Path, tmp_path) -> None:
+    other = tmp_path / "other.pth"
+    state = torch.nn.Linear(1, 1).state_dict()
+    torch.save(state, other)
+    for option, message in (
+        (f"mobilenet_v2={other}", "not weights of this backbone"),
+        ("resnet101=x.pth", "has no backbone resnet101"),
+        ("mobilenet_v2", "expected NAME=FILE"),
+    ):
+        arguments = [folder / "clips", "--run", folder / "liteeval", "--weights", option]
+        result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
+        assert result.exit_code == 1
+        assert message in result.output
