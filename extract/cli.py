@@ -337,12 +337,15 @@ def verify(
 ) -> None:
     """Check every part of STORES: structure, identity, offsets, order, finite values.
 
+    Unfinished parts are told; they are no problem: no reader opens them, and a run removes those
+    that nobody has written to for a day.
+
     \b
     Example:
       liteeval-extract verify features/*
       liteeval-extract verify features/resnet101_224 --deep --weights resnet101=resnet101.pth
     """
-    from extract.store import verify_store
+    from extract.store import unfinished_parts, verify_store
 
     with _user_errors():
         problems = {str(store): verify_store(store) for store in stores if not store.is_file()}
@@ -351,13 +354,21 @@ def verify(
                 problems[store] += _verify_deep(Path(store), sample, weights)
     if not problems:
         raise click.ClickException("only files were given; a store is a folder")
+    unfinished = {store: unfinished_parts(Path(store)) for store in problems}
     if as_json:
-        _print_json({"problems": problems, "ok": not any(problems.values())})
+        names = {name: [path.name for path in parts] for name, parts in unfinished.items()}
+        ok = not any(problems.values())
+        _print_json({"problems": problems, "unfinished_parts": names, "ok": ok})
     else:
         for name, lines in problems.items():
             click.echo(f"{name}: " + ("ok" if not lines else f"{len(lines)} problems"))
             for line in lines:
                 click.echo(f"  {line}")
+            for path, idle_seconds in unfinished[name].items():
+                click.echo(
+                    f"  unfinished: {path.name}, last written {idle_seconds / 3600:.1f} h ago; "
+                    "its writer is at work or was killed"
+                )
     if any(problems.values()):
         sys.exit(1)
 

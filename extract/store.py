@@ -3,7 +3,8 @@
 A store is a folder for one backbone at one size and one sampling rate. It holds part files
 
     part-20261122T201500-3f9c1a.h5          complete and read-only: renamed into place after fsync
-    .part-20261122T201500-3f9c1a.h5.tmp     being written: no reader opens it
+    .part-20261122T201500-3f9c1a.h5.tmp     being written: no reader opens it; what a killed
+                                            writer left is removed by a later one after a day
 
 and a part holds whole videos, their rows back to back:
 
@@ -19,10 +20,13 @@ is never changed once it has its name. This file imports h5py and numpy and noth
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,6 +41,7 @@ SCHEMA_VERSION = 1
 PART_PREFIX = "part-"
 PART_SUFFIX = ".h5"
 TEMPORARY_SUFFIX = ".tmp"
+ABANDONED_SECONDS = 24 * 3600.0  # a part is written in seconds; clocks of machines may differ
 MAX_OPEN_PARTS = 64
 
 ROW_COLUMNS: dict[str, type[np.generic]] = {"pts_seconds": np.float64, "frame_index": np.int64}
@@ -129,6 +134,48 @@ def part_paths(store: Path) -> list[Path]:
     return sorted(
         path for path in store.glob(f"{PART_PREFIX}*{PART_SUFFIX}") if not path.name.startswith(".")
     )
+
+
+def unfinished_parts(store: Path) -> dict[Path, float]:
+    """Temporary files of a store and the seconds since each was last written, oldest first.
+
+    Their writers are at work just now, or were killed.
+    """
+    idle_seconds = {}
+    for path in store.glob(f".{PART_PREFIX}*{PART_SUFFIX}{TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError):  # finished this moment
+            idle_seconds[path] = time.time() - path.stat().st_mtime
+    return dict(sorted(idle_seconds.items(), key=lambda item: -item[1]))
+
+
+def remove_abandoned_parts(store: Path) -> list[Path]:
+    """Remove temporary files that nobody has written to for ABANDONED_SECONDS.
+
+    No lock tells a killed writer from a living one on every network file system; time does. A
+    writer that was only stopped for so long fails with a StoreError and harms nothing.
+
+    Returns: the files that are gone.
+    """
+    removed = []
+    for path, idle_seconds in unfinished_parts(store).items():
+        if idle_seconds > ABANDONED_SECONDS:
+            with suppress(OSError):  # another's file: `verify` goes on reporting it
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _require_parts(store: Path) -> list[Path]:
+    """The parts of a store. Raises: StoreError if there is none."""
+    paths = part_paths(store)
+    if not paths:
+        unfinished = len(unfinished_parts(store))
+        aside = f" ({unfinished} unfinished parts of a run that works or was killed)"
+        raise StoreError(
+            f"{store}: no feature store here{aside if unfinished else ''}; "
+            "run liteeval-extract run first"
+        )
+    return paths
 
 
 class Part:
@@ -269,9 +316,7 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        paths = part_paths(self.path)
-        if not paths:
-            raise StoreError(f"{self.path}: no feature store here; run liteeval-extract run first")
+        paths = _require_parts(self.path)
         self._location: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Part] = {}
         self._rows: dict[str, int] = {}
@@ -385,6 +430,7 @@ class FeatureWriter:
             raise StoreError(f"{self.path}: cannot be created ({error.strerror})") from error
         if not os.access(self.path, os.W_OK):
             raise StoreError(f"{self.path}: not writable; choose another --out")
+        remove_abandoned_parts(self.path)
 
     def __len__(self) -> int:
         """Videos added and not yet committed."""
@@ -418,7 +464,7 @@ class FeatureWriter:
         name = f"{PART_PREFIX}{stamp}-{secrets.token_hex(3)}{PART_SUFFIX}"
         temporary = self.path / f".{name}{TEMPORARY_SUFFIX}"
         try:
-            self._write(temporary)
+            temporary.write_bytes(self._part())
             _fsync(temporary)
             temporary.chmod(0o444)
             temporary.rename(self.path / name)
@@ -433,17 +479,24 @@ class FeatureWriter:
         self._videos.clear()
         return self.path / name
 
-    def _write(self, path: Path) -> None:
+    def _part(self) -> memoryview:
+        """The part's bytes. HDF5 writes to memory: a file that it cannot write whole it cannot
+        close either, keeps its space on the full disk and may crash the process much later.
+        """
         videos = list(self._videos.values())
-        lengths = [len(video.features) for video in videos]
-        with h5py.File(path, "w-", libver=("earliest", "v110")) as file:
+        offset = np.cumsum([0, *(len(video.features) for video in videos)], dtype=np.int64)
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=("earliest", "v110")) as file:
             for key, value in self.identity.to_attributes().items():
                 file.attrs[key] = value
             file.attrs["format"] = FORMAT
             file.attrs["schema_version"] = SCHEMA_VERSION
             file.attrs["created_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            file["features"] = np.concatenate([video.features for video in videos])
-            file["video_offset"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            shape = (int(offset[-1]), self.identity.feature_dim)
+            features = file.create_dataset("features", shape, videos[0].features.dtype)
+            for start, video in zip(offset, videos, strict=False):
+                features[start : start + len(video.features)] = video.features
+            file["video_offset"] = offset
             text = h5py.string_dtype("utf-8")
             file.create_dataset("video_id", data=list(self._videos), dtype=text)
             for name, dtype in ROW_COLUMNS.items():
@@ -454,6 +507,7 @@ class FeatureWriter:
             for name in VIDEO_TEXT_COLUMNS:
                 values = [getattr(video, name) for video in videos]
                 file.create_dataset(name, data=values, dtype=text)
+        return buffer.getbuffer()
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -484,6 +538,7 @@ def describe_store(path: str | os.PathLike[str]) -> dict[str, Any]:
         "preprocessing": dict(store.identity.preprocessing),
         "versions": dict(store.identity.versions),
         "parts": len(store.parts),
+        "unfinished_parts": [part_path.name for part_path in unfinished_parts(store.path)],
         "videos": len(store),
         "rows": rows,
         "bytes": sum(part_path.stat().st_size for part_path in store.parts),
@@ -499,9 +554,7 @@ def verify_store(path: str | os.PathLike[str]) -> list[str]:
 
     Raises: StoreError if the folder holds no part at all.
     """
-    paths = part_paths(Path(path))
-    if not paths:
-        raise StoreError(f"{path}: no feature store here; run liteeval-extract run first")
+    paths = _require_parts(Path(path))
     problems: list[str] = []
     identity: StoreIdentity | None = None
     for part_path in paths:

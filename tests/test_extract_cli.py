@@ -213,6 +213,23 @@ def test_verify_passes_over_files_beside_the_stores(store: Path, out: Path) -> N
     assert result.stdout.strip() == f"{store}: ok"
 
 
+def test_verify_tells_unfinished_parts_and_calls_them_no_problem(store: Path) -> None:
+    unfinished = store / ".part-20261122T201500-aaaaaa.h5.tmp"
+    unfinished.write_bytes(b"half")
+    try:
+        result = call("verify", store)
+        facts = json.loads(call("verify", store, "--json").stdout)
+    finally:
+        unfinished.unlink()
+    assert result.exit_code == 0
+    assert f"unfinished: {unfinished.name}, last written 0.0 h ago" in result.stdout
+    assert facts == {
+        "problems": {str(store): []},
+        "unfinished_parts": {str(store): [unfinished.name]},
+        "ok": True,
+    }
+
+
 def test_an_interrupt_before_the_loop_is_130(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "extract", "run", str(folder), "--out", str(tmp_path / "o"),
                "--backbone", "dpn107", "--weights", "dpn107=random"]  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -126,6 +127,47 @@ def test_an_unfinished_part_is_not_read(tmp_path: Path) -> None:
     (folder / ".part-20261122T201500-aaaaaa.h5.tmp").write_bytes(b"half")
     assert FeatureStore(folder).video_ids == ["a"]
     assert verify_store(folder) == []
+
+
+def kill_a_writer(folder: Path) -> Path:
+    """The temporary file that a process leaves when it is killed in the middle of a commit."""
+    script = f"""
+import sys, time
+sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]!r}
+import extract.store
+from test_store import make_identity, make_video
+extract.store._fsync = lambda path: (print("written", flush=True), time.sleep(60))
+writer = extract.store.FeatureWriter({str(folder)!r}, make_identity())
+writer.add("lost", make_video(50))
+writer.commit()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    process.kill()
+    process.communicate()
+    (left,) = folder.glob(".*")
+    return left
+
+
+def test_what_a_killed_writer_leaves_is_told_and_removed_after_a_day(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    left = kill_a_writer(folder)
+    with pytest.raises(StoreError, match="1 unfinished part"):
+        FeatureStore(folder)
+    write(folder, {"a": make_video(2)})
+    assert left.exists()  # for all that a writer knows, the other one is alive
+    assert describe_store(folder)["unfinished_parts"] == [left.name]
+    assert verify_store(folder) == []
+    just_under, just_over = time.time() - 24 * 3600 + 60, time.time() - 24 * 3600 - 60
+    os.utime(left, (just_under, just_under))
+    FeatureWriter(folder, make_identity())
+    assert left.exists()
+    os.utime(left, (just_over, just_over))
+    compact_store(folder)
+    assert not left.exists()
+    assert FeatureStore(folder).video_ids == ["a"]
+    assert describe_store(folder)["unfinished_parts"] == []
 
 
 def test_another_identity_is_refused_before_any_work(tmp_path: Path) -> None:
