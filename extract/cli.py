@@ -444,8 +444,9 @@ def failures(out: Path, list_: Path | None, as_json: bool) -> None:
     with _user_errors():
         records = open_failures(out)
         command = retry_command(out, list_ or Path("retry.csv"))
-        if list_ is not None:
-            write_retry_list(records, list_)
+        left_out = 0 if list_ is None else write_retry_list(records, list_)
+    if left_out:
+        click.echo(f"{left_out} not in {list_}: their files are gone or misnamed", err=True)
     if as_json:
         _print_json({"failures": records, "retry": command})
         return

@@ -39,6 +39,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from extract.sampling import Timeline, row_frames
+from extract.videos import printable
 
 DECODERS = ("auto", "decord", "pyav")
 ON_CORRUPT = ("keep", "fail")
@@ -161,9 +162,12 @@ def _open_video(path: Path, options: DecodeOptions) -> Iterator[tuple[InputConta
 
     Raises: DecodeError if the file cannot be opened or holds no acceptable video stream.
     """
+    name = os.path.abspath(path)
+    if printable(name) != name:
+        raise DecodeError(f"{printable(path)}: the name is not UTF-8; rename it")
     try:
         container = av.open(
-            "file:" + os.path.abspath(path),
+            "file:" + name,
             container_options={
                 "protocol_whitelist": "file",
                 "format_whitelist": DEMUXERS,

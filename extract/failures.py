@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.store import FeatureStore, StoreError
+from extract.videos import printable
 
 FAILURES = "failures.jsonl"
 PUBLISHED = ("torchvision ", "timm ", "pytorchvideo ")  # how stores name published weights
@@ -22,9 +23,9 @@ def append_failure(
     """Add one line; several processes may do so at once."""
     record = {
         "video_id": video_id,
-        "path": os.path.abspath(path),
+        "path": printable(os.path.abspath(path)),
         "stage": stage,
-        "error": error,
+        "error": printable(error),
         "attempts": attempts,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -68,15 +69,21 @@ def stores_below(out: Path) -> list[Path]:
     return sorted({path.parent for path in out.glob("*/part-*.h5")} & set(out.iterdir()))
 
 
-def write_retry_list(failures: list[dict[str, Any]], path: Path) -> None:
-    """A list of videos that `liteeval-extract run` takes, with the ids they had."""
+def write_retry_list(failures: list[dict[str, Any]], path: Path) -> int:
+    """A list of videos that `liteeval-extract run` takes, with the ids they had.
+
+    Returns: how many are left out, because no file has the path that failed: it is gone, or its
+    name is not UTF-8.
+    """
+    listed = [failure for failure in failures if os.path.exists(failure["path"])]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["video_id", "path"])
-            table.writerows([failure["video_id"], failure["path"]] for failure in failures)
+            table.writerows([failure["video_id"], failure["path"]] for failure in listed)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+    return len(failures) - len(listed)
 
 
 def retry_command(out: Path, retry_list: Path) -> str | None:

@@ -2,7 +2,8 @@
 
 The id of a video is its path relative to the folder given, without suffix, `/` as separator.
 Files that are given one by one or by a list are relative to the folder of the list, or, where
-they lie outside of it, known by their name.
+they lie outside of it, known by their name. A name that is not UTF-8 is listed in a printable form;
+decoding refuses that one video.
 """
 
 from __future__ import annotations
@@ -123,12 +124,12 @@ def _video(path: Path, root: Path) -> Video:
     relative = Path(os.path.relpath(path, root))
     if ".." in relative.parts:
         relative = Path(path.name)
-    video_id = relative.with_suffix("").as_posix()
-    try:
-        video_id.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise VideoListError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from error
-    return Video(video_id, path)
+    return Video(printable(relative.with_suffix("").as_posix()), path)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as valid UTF-8, its other bytes as \\xNN; no file need have that name."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_labelled_ids(path: str | os.PathLike[str]) -> list[str]:

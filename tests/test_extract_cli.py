@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -187,6 +188,32 @@ def test_failures_are_listed_with_a_command_that_tries_them_again(
     assert call(*command[1:]).exit_code == 0
     assert FeatureStore(tmp_path / "o/mobilenet_v2_32").video_ids == ["good", "sub/bad"]
     assert json.loads(call("failures", tmp_path / "o", "--json").stdout)["failures"] == []
+
+
+def test_a_name_that_is_not_utf8_is_one_failure_and_the_rest_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    videos = tmp_path / "v"
+    videos.mkdir()
+    good = (folder / "a.mp4").read_bytes()
+    (videos / "good.mp4").write_bytes(good)
+    with open(os.fsencode(videos) + b"/caf\xe9.mp4", "wb") as file:  # latin-1
+        file.write(good)
+    result = call("run", videos, "--out", tmp_path / "o", "--backbone", "mobilenet_v2@32",
+                  "--weights", "mobilenet_v2=random", "--workers", 1)  # fmt: skip
+    assert result.exit_code == 3, result.output
+    assert FeatureStore(tmp_path / "o/mobilenet_v2_32").video_ids == ["good"]
+    (line,) = (tmp_path / "o/failures.jsonl").read_text(encoding="utf-8").splitlines()
+    record = json.loads(line)
+    assert record["video_id"] == r"caf\xe9"
+    assert record["path"] == rf"{videos}/caf\xe9.mp4"
+    assert "the name is not UTF-8; rename" in record["error"]
+    listed = call("failures", tmp_path / "o", "--list", tmp_path / "retry.csv")
+    assert "1 not in" in listed.stderr
+    assert (tmp_path / "retry.csv").read_text().splitlines() == ["video_id,path"]
+    frames = call("frames", os.fsdecode(os.fsencode(videos) + b"/caf\xe9.mp4"))
+    assert frames.exit_code == 1
+    assert "not UTF-8" in frames.output
 
 
 def test_shards_split_all_videos_and_none_twice() -> None:

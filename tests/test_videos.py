@@ -33,11 +33,13 @@ def test_odd_names_are_kept_as_they_are(tmp_path: Path, name: str) -> None:
     assert video.path.is_file()
 
 
-def test_a_name_that_is_not_utf8_is_a_clear_error(tmp_path: Path) -> None:
-    with open(os.fsencode(tmp_path) + b"/\xff.mp4", "w"):
+def test_a_name_that_is_not_utf8_is_listed_in_a_printable_form(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff\xc3\xa4.mp4", "w"):
         pass
-    with pytest.raises(VideoListError, match="not UTF-8; rename it"):
-        find_videos([tmp_path])
+    touch(tmp_path / "good.mp4")
+    odd, good = find_videos([tmp_path])
+    assert (odd.id, good.id) == ("\\xffä", "good")
+    assert odd.path.is_file()
 
 
 def test_two_files_with_one_id_are_both_named(tmp_path: Path) -> None:
