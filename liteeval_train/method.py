@@ -6,7 +6,7 @@ Shape letters: B videos, N rows of a batch packed by time (see data.py), K class
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -54,6 +54,7 @@ class Method(nn.Module):
     """A way to classify a video from its coarse and fine rows."""
 
     reads_coarse = True  # whether the coarse backbone runs on the frames seen
+    advances = False  # whether it can go on from the rows it has seen
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -66,6 +67,18 @@ class Method(nn.Module):
 
     def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
         """Class scores of a batch, in evaluation mode; after every row too where asked for."""
+        raise NotImplementedError
+
+    def advance(self, batch: Batch, carried: Any = None) -> tuple[Prediction, Any]:
+        """Class scores after every row of a batch that goes on where another one ended.
+
+        The batch holds the next rows of one video. Rows in one batch or in several give the same.
+
+        Args:
+            carried: what `advance` gave for the rows before; None before the first.
+
+        Returns: the prediction, with `step_scores_NK`, and what is to be carried on.
+        """
         raise NotImplementedError
 
     def head_flops(self) -> HeadFlops:

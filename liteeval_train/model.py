@@ -38,6 +38,8 @@ class GatedPass:
 class LiteEval(Method):
     """Equations 1–7. Training samples the gate; evaluation reads fine rows only where it opens."""
 
+    advances = True
+
     def __init__(
         self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
     ) -> None:
@@ -119,10 +121,12 @@ class LiteEval(Method):
         """(B, 2) one-hot sample of the gate."""
         return sample_gate(logits_B2, noise_B2, temperature)
 
-    def _coarse_states(self, coarse_NC: Tensor, packing: Packing) -> list[State]:
+    def _coarse_states(
+        self, coarse_NC: Tensor, packing: Packing, before: State | None = None
+    ) -> list[State]:
         """Equation 1 at every step: it depends on no gate."""
         inputs_NG, step = self.coarse_cell.inputs(coarse_NC), self.coarse_cell.begin()
-        state = self.coarse_cell.zero_state(packing.step_sizes[0], like=coarse_NC)
+        state = before or self.coarse_cell.zero_state(packing.step_sizes[0], like=coarse_NC)
         states = []
         for rows in packing.steps():
             state = step(inputs_NG[rows], tuple(p[: rows.stop - rows.start] for p in state))
@@ -139,14 +143,26 @@ class LiteEval(Method):
 
     # ----------------------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
         """Class scores at the last frame. Fine rows are read only where the gate opens."""
+        return self._evaluate(batch, None, every_step)[0]
+
+    def advance(
+        self, batch: Batch, carried: tuple[State, State] | None = None
+    ) -> tuple[Prediction, tuple[State, State]]:
+        """What is carried are the coarse and the fine state."""
+        return self._evaluate(batch, carried, every_step=True)
+
+    @torch.no_grad()
+    def _evaluate(
+        self, batch: Batch, carried: tuple[State, State] | None, every_step: bool
+    ) -> tuple[Prediction, tuple[State, State]]:
+        before, state = carried or (None, None)
         coarse_NC = self.project_coarse(batch.coarse_ND)
-        coarse_states = self._coarse_states(coarse_NC, batch.packing)
+        coarse_states = self._coarse_states(coarse_NC, batch.packing, before)
         gate_N2 = self.gate_coarse(coarse_NC)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
-        state = self.fine_cell.zero_state(len(batch.lengths_B), like=coarse_NC)
+        state = state or self.fine_cell.zero_state(len(batch.lengths_B), like=coarse_NC)
         passed, finished = GatedPass(), []
         for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
             running = rows.stop - rows.start
@@ -168,7 +184,8 @@ class LiteEval(Method):
         step_scores_NK = None
         if every_step:
             step_scores_NK = self.classifier(torch.cat(passed.after)).softmax(dim=1)
-        return Prediction(scores_BK, used_N, torch.ones_like(used_N), step_scores_NK)
+        prediction = Prediction(scores_BK, used_N, torch.ones_like(used_N), step_scores_NK)
+        return prediction, (coarse_states[-1], state)
 
     def _read(
         self,

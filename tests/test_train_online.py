@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from liteeval_train.config import resolve_config
+from liteeval_train.data import Batch, Sample, collate
 from liteeval_train.evaluate import evaluate_run, open_split, open_trained
+from liteeval_train.methods import build_method
 from liteeval_train.online import (
     evaluate_budgets,
     evaluate_watched,
@@ -92,3 +94,33 @@ def test_uniform_k_reads_k_frames_up_to_where_liteeval_stopped(folder):
 def test_agent_has_no_online_prediction(folder):
     with pytest.raises(RunError, match="fastforward gives no prediction while a video runs"):
         evaluate_budgets(folder / "fastforward", [1])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
+@pytest.mark.parametrize("method", ["liteeval", "liteeval-rl", "lstm", "lstm+cf", "uniform+cf"])
+def test_rows_piece_by_piece_give_what_the_whole_video_gives(method, cell):
+    torch.manual_seed(0)
+    config = resolve_config(method=method, preset="small", settings=[f"cell={cell}"])
+    network = build_method(config, coarse_dim=5, fine_dim=7, classes=3).eval()
+    if method.startswith("liteeval"):
+        with torch.no_grad():
+            network.gate_coarse.weight *= 50  # the gate opens at some frames, not at others
+    features = torch.randn(9, 12)
+    whole = network.predict(_batch(features), every_step=True)
+    pieces, carried = [], None
+    for piece in features.split([1, 4, 1, 3]):
+        prediction, carried = network.advance(_batch(piece), carried)
+        pieces.append(prediction)
+    assert torch.cat([piece.used_N for piece in pieces]).equal(whole.used_N)
+    torch.testing.assert_close(pieces[-1].scores_BK, whole.scores_BK)
+    if method != "uniform+cf":  # whose step scores are each frame's own
+        assert whole.used_N.any()
+        assert whole.used_N.all() == method.startswith("lstm")
+        steps = torch.cat([piece.step_scores_NK for piece in pieces])
+        torch.testing.assert_close(steps, whole.step_scores_NK)
+
+
+def _batch(features: torch.Tensor) -> Batch:
+    coarse, fine = features.numpy()[:, :5], features.numpy()[:, 5:]
+    rows = np.arange(len(features))
+    return collate([Sample("video", rows, rows * 1.0, coarse, fine, (0,))], classes=3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from liteeval_train.cells import Projection
+from liteeval_train.cells import Projection, State
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch
 from liteeval_train.losses import classification_loss
@@ -20,6 +20,7 @@ class FrameLSTM(Method):
     """torch.nn.LSTM of the size of LiteEval's fine network."""
 
     reads_coarse = False
+    advances = True
 
     def __init__(
         self,
@@ -41,23 +42,33 @@ class FrameLSTM(Method):
         """(N, D) what the LSTM reads at each frame."""
         return self.project_fine(batch.fine_ND)
 
-    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(N, H) outputs and (B, H) the last of each video."""
+    def _run(self, batch: Batch, carried: State | None = None) -> tuple[Tensor, State]:
+        """(N, H) outputs and the state after each video, (1, B, H) both h and c."""
         sizes = torch.tensor(batch.packing.step_sizes)
         packed = PackedSequence(self.frame_features(batch), sizes)
-        outputs, (last_1BH, _) = self.lstm(packed)
-        return outputs.data, last_1BH[0]
+        outputs, state = self.lstm(packed, carried)
+        return outputs.data, state
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        loss = classification_loss(self.classifier(self._run(batch)[1]), batch.labels_BK)
+        last_BH = self._run(batch)[1][0][0]
+        loss = classification_loss(self.classifier(last_BH), batch.labels_BK)
         return TrainingStep(loss, {"classification": loss.detach()})
 
-    @torch.no_grad()
     def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
-        outputs_NH, last_BH = self._run(batch)
+        return self._evaluate(batch, None, every_step)[0]
+
+    def advance(self, batch: Batch, carried: State | None = None) -> tuple[Prediction, State]:
+        return self._evaluate(batch, carried, every_step=True)
+
+    @torch.no_grad()
+    def _evaluate(
+        self, batch: Batch, carried: State | None, every_step: bool
+    ) -> tuple[Prediction, State]:
+        outputs_NH, state = self._run(batch, carried)
+        scores_BK = self.classifier(state[0][0]).softmax(dim=1)
         steps_NK = self.classifier(outputs_NH).softmax(dim=1) if every_step else None
         all_N = torch.ones_like(batch.video_N, dtype=torch.bool)
-        return Prediction(self.classifier(last_BH).softmax(dim=1), all_N, all_N, steps_NK)
+        return Prediction(scores_BK, all_N, all_N, steps_NK), state
 
     def head_flops(self) -> HeadFlops:
         hidden = self.lstm.hidden_size

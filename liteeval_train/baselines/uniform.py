@@ -5,6 +5,8 @@ UNIFORM-CF adds the coarse rows of the same frames: a frame's score is the mean 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,7 @@ class Uniform(Method):
     """Trained frame by frame, each frame with the labels of its video."""
 
     reads_coarse = False
+    advances = True
 
     def __init__(
         self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
@@ -65,6 +68,19 @@ class Uniform(Method):
         sums_BK = scores_NK.new_zeros(batch.labels_BK.shape).index_add(0, batch.video_N, scores_NK)
         all_N = torch.ones_like(batch.video_N, dtype=torch.bool)
         return Prediction(sums_BK / batch.lengths_B[:, None], all_N, all_N, scores_NK)
+
+    def advance(
+        self, batch: Batch, carried: tuple[Tensor, int] | None = None
+    ) -> tuple[Prediction, tuple[Tensor, int]]:
+        """The mean over the frames so far. What is carried are the scores' sum and the frames."""
+        prediction = self.predict(batch)
+        assert prediction.step_scores_NK is not None
+        sum_K, frames = carried or (torch.zeros_like(prediction.scores_BK[0]), 0)
+        sums_NK = sum_K + prediction.step_scores_NK.cumsum(dim=0)
+        frames_N = frames + torch.arange(1, len(sums_NK) + 1, device=sums_NK.device)
+        means_NK = sums_NK / frames_N[:, None]
+        so_far = replace(prediction, scores_BK=means_NK[-1:], step_scores_NK=means_NK)
+        return so_far, (sums_NK[-1], frames + len(sums_NK))
 
     def head_flops(self) -> HeadFlops:
         return HeadFlops(0, self.fine.flops, 0)
