@@ -106,6 +106,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @device_option
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read stores.")
+@click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard beside metrics.jsonl.")
 def fit(
     coarse: Path,
     fine: Path,

@@ -230,8 +230,8 @@ def evaluate_run(
     """Evaluate a run's chosen model on a split and write both result files into the run.
 
     Only what `compare` may set beside other runs is written: plain average precision on the run's
-    own stores and labels. With the `key_frames` of a simulation the summary says which share of
-    them was read finely.
+    own stores and labels, wherever they are now. With the `key_frames` of a simulation the
+    summary says which share of them was read finely.
 
     Raises: RunError, DataError or StoreError with the way out.
     """
@@ -265,9 +265,16 @@ def _is_own_data(
     fine: Path | None = None,
     labels: Path | None = None,
 ) -> bool:
-    """Whether these are the files that the run was trained on; None stands for those."""
-    own = ((coarse, info.coarse.path), (fine, info.fine.path), (labels, info.labels_path))
-    return all(path is None or str(path.resolve()) == trained for path, trained in own)
+    """Whether this is the data that the run was trained on; None stands for that.
+
+    Stores are told by their path. Where nothing is there any more, they have moved, and another
+    of the same identity (`open_split` refuses others) takes their place.
+    """
+    stores = ((coarse, info.coarse.path), (fine, info.fine.path))
+    return all(
+        path is None or str(path.resolve()) == trained or not Path(trained).exists()
+        for path, trained in stores
+    ) and (labels is None or read_labels(labels).sha256 == info.labels_sha256)
 
 
 def _write(folder: RunFolder, split: str, evaluation: Evaluation) -> None:

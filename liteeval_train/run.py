@@ -5,6 +5,7 @@
     last.safetensors    model, optimizer and progress after the last whole epoch; `fit --resume`
     last.json           that progress, for people and scripts
     best.safetensors    the model of the epoch chosen on split val
+    tensorboard/        the same lines as a TensorBoard log; `fit --tensorboard`
     evaluate_SPLIT.json, evaluate_SPLIT_videos.jsonl
 
 Checkpoints get their name by renaming a complete file, so a kill leaves the old or the new one.
@@ -137,6 +138,7 @@ class RunFolder:
         self.last = path / "last.safetensors"
         self.last_json = path / "last.json"
         self.best = path / "best.safetensors"
+        self.tensorboard = path / "tensorboard"
 
     def evaluation(self, split: str) -> Path:
         return self.path / f"evaluate_{split}.json"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from liteeval_train.evaluate import evaluate_method
 from liteeval_train.method import Method
 from liteeval_train.run import Progress, RunError, RunFolder, RunInfo
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -46,6 +50,7 @@ class FitOptions:
     workers: int = 0
     resume: bool = False
     ignore_unlabelled: bool = False
+    tensorboard: bool = False  # metrics into RUN/tensorboard too
 
 
 def fit(
@@ -163,8 +168,11 @@ class _Trainer:
         self.progress = Progress()
         if folder.last.exists():
             self.progress = folder.load_last(self.method, self.optimizer)
+        self.charts: SummaryWriter | None = None
         if fabric.is_global_zero:
             folder.keep_metrics_until(self.progress.epoch)
+            if options.tensorboard:
+                self.charts = _open_charts(folder.tensorboard, self.progress.epoch)
         self.sampler = EpochSampler(
             len(self.train_set),
             batch_videos=self.config.batch_videos,
@@ -196,6 +204,8 @@ class _Trainer:
         ) as bar:
             for epoch in epochs:
                 self._train_epoch(epoch, steps, bar)
+        if self.charts is not None:
+            self.charts.close()
 
     def _train_epoch(self, epoch: int, steps: int, bar: tqdm) -> None:
         start = time.perf_counter()
@@ -223,6 +233,10 @@ class _Trainer:
         """Validate, write metrics and checkpoints; the first process alone does."""
         line |= self._validate(self.progress.epoch)
         self.folder.append_metrics(line)
+        if self.charts is not None:
+            for name, value in line.items():
+                self.charts.add_scalar(name, value, self.progress.epoch)
+            self.charts.flush()
         self.folder.save_last(self.method, self.optimizer, self.progress)
         shown = [key for key in ("loss", "fine_share", "val_map") if key in line]
         bar.set_postfix_str(", ".join(f"{key} {line[key]:.3f}" for key in shown), refresh=False)
@@ -293,6 +307,21 @@ class _Trainer:
             "val_gflops": summary["gflops_mean"],
             "val_score": score,
         }
+
+
+def _open_charts(path: Path, epochs_done: int) -> SummaryWriter:
+    """A TensorBoard log that goes on after the epochs done; later ones are hidden.
+
+    Raises: RunError if TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RunError(
+            f"--tensorboard: {error}; pip install 'liteeval[tensorboard]', or leave it out: "
+            "metrics.jsonl has the same numbers"
+        ) from error
+    return SummaryWriter(str(path), purge_step=epochs_done + 1)
 
 
 def _fabric(options: FitOptions) -> Fabric:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from extract.store import StoreError
 from liteeval_train.config import resolve_config
 from liteeval_train.data import DataError
 from liteeval_train.evaluate import evaluate_run, read_or_evaluate
@@ -117,6 +118,24 @@ def test_the_runs_own_files_named_by_hand_are_its_own(folder):
     run.evaluation("val").unlink(missing_ok=True)
     evaluate_run(run.path, fine=folder / "coarse" / ".." / "fine", labels=folder / "labels.csv")
     assert run.evaluation("val").exists()
+
+
+def test_results_on_stores_and_labels_that_moved_are_the_runs_own(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(folder / "lstm", run.path)
+    info = run.read_info()
+    for store in (info.coarse, info.fine):
+        store.path = store.path.replace(str(folder), "/gone")
+    info.labels_path = "/gone/labels.csv"
+    run.write_info(info)
+    shutil.copyfile(folder / "labels.csv", tmp_path / "moved.csv")
+    stores = {"coarse": folder / "coarse", "fine": folder / "fine"}
+    expected = evaluate_run(folder / "lstm").summary["map"]
+    run.evaluation("val").unlink(missing_ok=True)
+    evaluate_run(run.path, labels=tmp_path / "moved.csv", **stores)
+    assert read_or_evaluate(run.path, split="val")["map"] == expected
+    with pytest.raises((DataError, StoreError), match="/gone"):
+        evaluate_run(run.path)
 
 
 def test_store_of_another_backbone_is_refused(folder, tmp_path):

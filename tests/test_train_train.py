@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,48 @@ def test_resume_removes_what_a_kill_left_half_written(data, tmp_path):
     (run.path / ".last.safetensors.0123abcd.tmp").write_bytes(b"half")
     fit(config("epochs=1"), out=run.path, options=FitOptions(resume=True), **data)
     assert sorted(os.listdir(run.path)) == before
+
+
+def test_tensorboard_shows_the_lines_of_metrics_once_each_after_a_kill(data, tmp_path, monkeypatch):
+    options = FitOptions(tensorboard=True)
+    finish = RunFolder.save_last
+
+    def be_killed(folder: RunFolder, method, optimizer, progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+        finish(folder, method, optimizer, progress)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(RunFolder, "save_last", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config("epochs=2"), out=tmp_path / "run", options=options, **data)
+    options = replace(options, resume=True)
+    run = fit(config("epochs=2"), out=tmp_path / "run", options=options, **data)
+    events = charts(run)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert events.keys() == lines[0].keys()
+    for name, points in events.items():
+        assert [step for step, _ in points] == [1, 2]
+        assert [value for _, value in points] == pytest.approx([line[name] for line in lines])
+
+
+def test_tensorboard_that_is_not_installed_is_named_before_any_training(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RunError, match=r"pip install 'liteeval\[tensorboard\]'"):
+        fit(config(), out=tmp_path / "run", options=FitOptions(tensorboard=True), **data)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def charts(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "sru"])
