@@ -259,12 +259,10 @@ def frames(
     Example:
       liteeval-extract frames talk.mp4 --fps 2 --json
     """
-    from extract.decode import describe_samples
+    from extract.decode import DecodeOptions, describe_samples
 
     with _user_errors():
-        facts = describe_samples(
-            video, fps, decoder=decoder, on_corrupt=on_corrupt, max_pixels=max_pixels
-        )
+        facts = describe_samples(video, fps, DecodeOptions(decoder, on_corrupt, max_pixels))
     if as_json:
         _print_json(facts)
         return

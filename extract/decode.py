@@ -274,6 +274,20 @@ def probe_by_decoding(path: str | os.PathLike[str], options: DecodeOptions = DEF
     return Video(path, timeline, fps, codec, corrupt_frames=int(corrupt), options=options)
 
 
+def decode_video(
+    path: str | os.PathLike[str], use: Callable[[Video], T], options: DecodeOptions = DEFAULTS
+) -> T:
+    """What `use` makes of a probed video; made anew from full decoding where the packets mislead.
+
+    Raises: DecodeError as `probe` does, and whatever else `use` raises.
+    """
+    video = probe(path, options)
+    try:
+        return use(video)
+    except PacketsMislead:
+        return use(probe_by_decoding(path, options))
+
+
 def _frame_rate(stream: VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
@@ -431,7 +445,7 @@ def iter_frames(video: Video, wanted: Sequence[int] | np.ndarray) -> Iterator[np
     """The frames with the wanted indices (ascending, each once) as (H, W, 3) uint8 RGB, upright.
 
     Raises: PacketsMislead (a DecodeError) if a wanted frame does not come out as announced;
-        `probe_by_decoding` then tells the truth.
+        `decode_video` then decodes everything.
     """
     indices = np.asarray(wanted, np.int64)
     if video.decoder == "decord":
@@ -716,15 +730,9 @@ def sample_frames(
 
 
 def describe_samples(
-    path: str | os.PathLike[str],
-    fps: float = 1.0,
-    *,
-    decoder: str = "auto",
-    on_corrupt: str = "keep",
-    max_pixels: int = MAX_PIXELS,
+    path: str | os.PathLike[str], fps: float = 1.0, options: DecodeOptions = DEFAULTS
 ) -> dict[str, Any]:
     """What `sample_frames` gives, without the pixels, as plain values; decodes all the same."""
-    options = DecodeOptions(decoder, on_corrupt, max_pixels)
     video, shapes = _sample(path, fps, options, keep=lambda frame: frame.shape)
     rows = row_frames(video.timeline, fps)
     return {
@@ -748,11 +756,9 @@ def _sample(
     keep: Callable[[np.ndarray], T],
 ) -> tuple[Video, list[T]]:
     """A probed video and `keep` of each of its wanted frames, each frame once."""
-    video = probe(path, options)
-    try:
+
+    def sample(video: Video) -> tuple[Video, list[T]]:
         wanted = np.unique(row_frames(video.timeline, fps))
         return video, [keep(frame) for frame in iter_frames(video, wanted)]
-    except PacketsMislead:
-        video = probe_by_decoding(path, options)
-        wanted = np.unique(row_frames(video.timeline, fps))
-        return video, [keep(frame) for frame in iter_frames(video, wanted)]
+
+    return decode_video(path, sample, options)

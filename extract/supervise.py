@@ -31,8 +31,7 @@ from extract.decode import (
     DecodeOptions,
     PacketsMislead,
     Video,
-    probe,
-    probe_by_decoding,
+    decode_video,
 )
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows
@@ -350,19 +349,22 @@ class _Service:
 
     def _decode(self, task: DecodeTask) -> Decoded:
         limits = self._options.limits
+
+        def send_rows(video: Video) -> Decoded:
+            seconds = limits.decode_seconds(video.timeline.duration_seconds)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            try:
+                return self._send_rows(task, video)
+            except PacketsMislead:
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # to decode everything instead
+                raise
+
         signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
-        video = probe(task.path, self._options.decode)
-        try:
-            return self._send_rows(task, video)
-        except PacketsMislead:
-            again = limits.decode_seconds(video.timeline.duration_seconds)
-            signal.setitimer(signal.ITIMER_REAL, again)
-            return self._send_rows(task, probe_by_decoding(task.path, self._options.decode))
+        return decode_video(task.path, send_rows, self._options.decode)
 
     def _send_rows(self, task: DecodeTask, video: Video) -> Decoded:
         """Decode, preprocess and hand over every row of one video."""
-        options, duration = self._options, video.timeline.duration_seconds
-        signal.setitimer(signal.ITIMER_REAL, options.limits.decode_seconds(duration))
+        options = self._options
         indices = row_frames(video.timeline, options.fps)
         rows = evenly_spaced(len(indices), options.max_rows or len(indices))
         indices = indices[rows]
@@ -383,7 +385,7 @@ class _Service:
             video_id=task.video_id,
             pts_seconds=video.timeline.pts_seconds[indices],
             frame_index=indices,
-            duration_seconds=duration,
+            duration_seconds=video.timeline.duration_seconds,
             source_fps=video.source_fps,
             decoder=video.decoder,
             corrupt_frames=video.corrupt_frames,

@@ -154,11 +154,9 @@ def read_thumbnails(path: Path, frame_index: np.ndarray) -> np.ndarray:
     Returns: (T, H, W, 3) uint8, each frame fitted into THUMBNAIL_PX on white.
     """
     wanted, inverse = np.unique(frame_index, return_inverse=True)
-    try:
-        frames = [_thumbnail(f) for f in decode.iter_frames(decode.probe(path), wanted)]
-    except decode.PacketsMislead:
-        video = decode.probe_by_decoding(path)
-        frames = [_thumbnail(f) for f in decode.iter_frames(video, wanted)]
+    frames = decode.decode_video(
+        path, lambda video: [_thumbnail(frame) for frame in decode.iter_frames(video, wanted)]
+    )
     return np.stack(frames)[inverse]
 
 
