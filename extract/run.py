@@ -11,11 +11,13 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +41,7 @@ from extract.supervise import (
     DecodeLimits,
     DecodePool,
     DecodeTask,
+    Event,
     Failed,
     Rows,
     Started,
@@ -94,6 +97,73 @@ class ExtractSummary:
         }
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """All rows of a video are computed; they are safe when a Committed names it."""
+
+    video_id: str
+    rows: int
+    source_seconds: float
+
+
+@dataclass(frozen=True)
+class Committed:
+    """These videos are on disk, in all their stores."""
+
+    video_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A video cannot be done."""
+
+    video_id: str
+    path: Path
+    stage: str
+    error: str
+    attempts: int
+
+
+Outcome = Extracted | Committed | GivenUp
+
+
+class Ledger:
+    """Totals, progress bar and failures.jsonl of a run, from what becomes of its videos."""
+
+    def __init__(self, out: Path, videos: int, summary: ExtractSummary) -> None:
+        self._out = out
+        self._summary = summary
+        self._started = time.monotonic()
+        self._bar = _progress(videos)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def take(self, outcome: Outcome) -> None:
+        """Raises: StoreError if failures.jsonl cannot be written."""
+        if isinstance(outcome, Extracted):
+            self._summary.videos += 1
+            self._summary.rows += outcome.rows
+            self._summary.source_seconds += outcome.source_seconds
+            self._advance()
+        elif isinstance(outcome, GivenUp):
+            self._summary.failures += 1
+            self._advance()
+            self._bar.write(f"failed: {outcome.error}", file=sys.stderr)
+            append_failure(self._out, **vars(outcome))
+
+    def _advance(self) -> None:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        self._bar.set_postfix_str(
+            f"{self._summary.rows / seconds:.1f} rows/s, {self._summary.failures} failed",
+            refresh=False,
+        )
+        self._bar.update()
+
+
 def extract_features(
     videos: Sequence[Video],
     out: Path,
@@ -110,16 +180,50 @@ def extract_features(
     options = options or ExtractOptions()
     summary = ExtractSummary()
     started = time.monotonic()
-    with _interruptible():
-        run = _Run(out, backbones, options, summary)
+    with _interruptible(), Extractor(out, backbones, options) as extractor:
         try:
-            run.process(videos)
+            tasks = missing_tasks(videos, out, backbones, summary)
+            extractor.decode_processes = min(options.worker_count(), len(tasks))
+            with Ledger(out, len(tasks), summary) as ledger:
+                for outcome in chain(extractor.add(tasks), extractor.finish()):
+                    ledger.take(outcome)
         except KeyboardInterrupt:
             summary.interrupted = True
         finally:
-            run.commit()
+            extractor.commit()
     summary.wall_seconds = time.monotonic() - started
     return summary
+
+
+def missing_tasks(
+    videos: Iterable[Video], out: Path, backbones: Sequence[Backbone], summary: ExtractSummary
+) -> list[DecodeTask]:
+    """What each video still lacks; a video that every store holds is no task.
+
+    Counts in `summary` those that are stored, and tells of sources that have changed since.
+    """
+    names = [backbone.spec.store_name for backbone in backbones]
+    held: dict[str, FeatureStore | tuple[()]] = {
+        name: FeatureStore(out / name) if part_paths(out / name) else () for name in names
+    }
+    tasks, changed = [], []
+    for video in videos:
+        inputs = tuple(name for name in names if video.id not in held[name])
+        if inputs:
+            tasks.append(DecodeTask(video.id, video.path, inputs))
+        else:
+            summary.already_stored += 1
+        if any(_has_changed(video, held[n]) for n in names if n not in inputs):
+            changed.append(video)
+    summary.changed_sources = len(changed)
+    if changed:
+        tqdm.write(
+            f"{len(changed)} stored videos have a source of another size now, such as "
+            f"{changed[0].path}; their rows are of the old one. Give the new files other "
+            "names, or extract to another --out",
+            file=sys.stderr,
+        )
+    return tasks
 
 
 @contextmanager
@@ -139,7 +243,14 @@ def _interruptible() -> Iterator[None]:
 def _progress(videos: int) -> tqdm[Any]:
     """A bar on a terminal, a line every 10 s in a log."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=videos, unit="video", desc="extract", smoothing=0.1, mininterval=interval)
+    return tqdm(
+        total=videos,
+        unit="video",
+        desc="extract",
+        smoothing=0.1,
+        mininterval=interval,
+        disable=videos == 0,
+    )
 
 
 def keep_freed_memory() -> None:
@@ -177,8 +288,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 class _Assembly:
     """The rows of one video on their way through the networks."""
 
-    def __init__(self, video: Video, rows: int, dims: Mapping[str, int]) -> None:
-        self.video = video
+    def __init__(self, task: DecodeTask, rows: int, dims: Mapping[str, int]) -> None:
+        self.path = task.path
         self.features = {name: np.empty((rows, dim), np.float16) for name, dim in dims.items()}
         self.missing = rows * len(dims)
         self.decoded: Decoded | None = None
@@ -200,8 +311,8 @@ class _Assembly:
             frame_index=decoded.frame_index,
             duration_seconds=decoded.duration_seconds,
             source_fps=decoded.source_fps,
-            source_path=os.path.abspath(self.video.path),
-            source_bytes=self.video.path.stat().st_size,
+            source_path=os.path.abspath(self.path),
+            source_bytes=self.path.stat().st_size,
             decoder=decoded.decoder,
             corrupt_frames=decoded.corrupt_frames,
         )
@@ -220,7 +331,7 @@ class _Batcher:
         self._precision = options.precision
         self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
         row_shape = backbone.spec.preprocessing.row_shape
-        size = options.batch_size or _default_batch_size(row_shape, device)
+        size = options.batch_size or default_batch_size(row_shape, device)
         cuda = device.type == "cuda"
         self._fixed_shape = cuda  # where another shape costs more than rows of no use
         self._buffers = [
@@ -292,27 +403,49 @@ class _Batch:
     ready: torch.cuda.Event | None
 
 
-def _default_batch_size(row_shape: tuple[int, ...], device: torch.device) -> int:
+def default_batch_size(row_shape: tuple[int, ...], device: torch.device) -> int:
     """Measured: small batches stay in the CPU's caches; a GPU wants some 10 MB of pixels."""
     if device.type == "cpu":
         return 8 if len(row_shape) == 3 else 1
     return max(8, min(128, (16 << 20) // math.prod(row_shape)))
 
 
-class _Run:
-    """The state of one extraction run."""
+class _TaskQueue:
+    """Tasks that wait for a decode process. Not exhausted when empty: more may come."""
 
-    def __init__(
-        self,
-        out: Path,
-        backbones: Sequence[Backbone],
-        options: ExtractOptions,
-        summary: ExtractSummary,
-    ) -> None:
-        self._out = out
+    def __init__(self) -> None:
+        self._tasks: deque[DecodeTask] = deque()
+
+    def extend(self, tasks: Iterable[DecodeTask]) -> None:
+        self._tasks.extend(tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[DecodeTask]:
+        return self
+
+    def __next__(self) -> DecodeTask:
+        if not self._tasks:
+            raise StopIteration
+        return self._tasks.popleft()
+
+
+class Extractor:
+    """Backbones, decode processes and writers that stay ready from one group of videos to the next.
+
+        with Extractor(out, backbones, options) as extractor:
+            for group in groups:
+                for outcome in extractor.add(group): ...
+            for outcome in extractor.finish(): ...
+
+    Raises: StoreError if a store has another identity or cannot be written.
+    """
+
+    def __init__(self, out: Path, backbones: Sequence[Backbone], options: ExtractOptions) -> None:
         self._options = options
-        self._summary = summary
         self._backbones = {backbone.spec.store_name: backbone for backbone in backbones}
+        self.decode_processes = options.worker_count()
         device = options.torch_device()
         if device.type == "cpu":
             keep_freed_memory()
@@ -326,110 +459,46 @@ class _Run:
         self._batchers = {
             name: _Batcher(backbone, device, options) for name, backbone in self._backbones.items()
         }
+        self._queue = _TaskQueue()
+        self._pool: DecodePool | None = None
+        self._processes = ExitStack()
+        self._events: Iterator[Event] = iter(())
+        self._tasks: dict[str, DecodeTask] = {}
         self._assemblies: dict[str, _Assembly] = {}
+        self._uncommitted: list[str] = []
         self._oldest_uncommitted: float | None = None
-        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    def process(self, videos: Sequence[Video]) -> None:
-        by_id = {video.id: video for video in videos}
-        tasks = self._tasks(videos)
-        self._summary.already_stored = len(videos) - len(tasks)
-        if not tasks:
-            return
-        options = WorkerOptions(
-            inputs={name: b.spec.preprocessing for name, b in self._backbones.items()},
-            fps=self._options.fps,
-            decode=self._options.decode,
-            limits=self._options.limits,
-        )
-        workers = min(self._options.worker_count(), len(tasks))
-        with (
-            DecodePool(workers, options) as pool,
-            _progress(len(tasks)) as bar,
-        ):
-            inputs = {task.video_id: task.inputs for task in tasks}
-            for event in pool.run(tasks):
-                if isinstance(event, Rows):
-                    self._take_rows(event)
-                elif isinstance(event, Started):
-                    dims = {n: self._backbones[n].feature_dim for n in inputs[event.video_id]}
-                    video = by_id[event.video_id]
-                    self._assemblies[video.id] = _Assembly(video, event.rows, dims)
-                elif isinstance(event, Decoded):
-                    self._assemblies[event.video_id].decoded = event
-                else:
-                    self._give_up(by_id[event.video_id], event, bar)
-                self._store_complete(bar)
-            for batcher in self._batchers.values():
-                batcher.flush()
-            self._store_complete(bar)
+    def __enter__(self) -> Extractor:
+        return self
 
-    def _tasks(self, videos: Sequence[Video]) -> list[DecodeTask]:
-        """What each video still lacks; a video that every store holds is no task."""
-        held: dict[str, FeatureStore | tuple[()]] = {
-            name: FeatureStore(self._out / name) if part_paths(self._out / name) else ()
-            for name in self._backbones
-        }
-        tasks, changed = [], []
-        for video in videos:
-            inputs = tuple(name for name in self._backbones if video.id not in held[name])
-            if inputs:
-                tasks.append(DecodeTask(video.id, video.path, inputs))
-            if any(_has_changed(video, held[n]) for n in self._backbones if n not in inputs):
-                changed.append(video)
-        self._summary.changed_sources = len(changed)
-        if changed:
-            tqdm.write(
-                f"{len(changed)} stored videos have a source of another size now, such as "
-                f"{changed[0].path}; their rows are of the old one. Give the new files other "
-                "names, or extract to another --out",
-                file=sys.stderr,
-            )
-        return tasks
+    def __exit__(self, *_: object) -> None:
+        self._processes.close()
 
-    def _take_rows(self, event: Rows) -> None:
-        assembly = self._assemblies[event.video_id]
-        for name, pixels in event.pixels.items():
-            self._batchers[name].add(assembly, event.first, pixels)
+    def add(self, tasks: Sequence[DecodeTask]) -> Iterator[Outcome]:
+        """Work until the last of these videos has gone to a decode process.
 
-    def _store_complete(self, bar: tqdm[Any]) -> None:
-        for video_id in [i for i, a in self._assemblies.items() if a.complete]:
-            assembly = self._assemblies.pop(video_id)
-            decoded = assembly.decoded
-            assert decoded is not None
-            try:
-                items = {name: assembly.video_features(name) for name in assembly.features}
-                for name, item in items.items():
-                    self._writers[name].check(video_id, item)
-            except (ValueError, OSError) as error:
-                failed = Failed(video_id, "store", str(error), 1)
-                self._give_up(assembly.video, failed, bar)
-                continue
-            for name, item in items.items():  # all or none: stores must not disagree
-                self._writers[name].add(video_id, item)
-            self._summary.videos += 1
-            self._summary.rows += len(decoded.pts_seconds)
-            self._summary.source_seconds += decoded.duration_seconds
-            self._oldest_uncommitted = self._oldest_uncommitted or time.monotonic()
-            self._advance(bar)
-        self._commit_if_due()
+        Videos may then still be in work: no process idles before the next group comes.
+        """
+        self._tasks |= {task.video_id: task for task in tasks}
+        self._queue.extend(tasks)
+        while self._queue and (event := self._next_event()):
+            yield from self._locked(self._take, event)
 
-    def _advance(self, bar: tqdm[Any]) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        bar.set_postfix_str(
-            f"{self._summary.rows / seconds:.1f} rows/s, {self._summary.failures} failed",
-            refresh=False,
-        )
-        bar.update()
+    def finish(self) -> Iterator[Outcome]:
+        """Work until every video that was added is committed or given up."""
+        while event := self._next_event():
+            yield from self._locked(self._take, event)
+        yield from self._locked(self._flush)
 
-    def _commit_if_due(self) -> None:
-        waiting = max(len(writer) for writer in self._writers.values())
-        oldest = self._oldest_uncommitted
-        old = oldest is not None and time.monotonic() - oldest >= self._options.commit_seconds
-        if waiting >= self._options.commit_videos or old:
-            self.commit()
+    def stop(self) -> list[Outcome]:
+        """Commit what is complete, and do no more; another thread may ask for it at any time."""
+        with self._lock:
+            self._stopped = True
+            return self.commit()
 
-    def commit(self) -> None:
+    def commit(self) -> list[Outcome]:
         """Commit every store, also when one cannot be written; then raise its error."""
         errors = []
         for writer in self._writers.values():
@@ -440,17 +509,85 @@ class _Run:
         self._oldest_uncommitted = None
         if errors:
             raise errors[0]
+        committed, self._uncommitted = Committed(tuple(self._uncommitted)), []
+        return [committed] if committed.video_ids else []
 
-    def _give_up(self, video: Video, failed: Failed, bar: tqdm[Any]) -> None:
-        self._assemblies.pop(video.id, None)
-        self._summary.failures += 1
-        self._advance(bar)
-        bar.write(f"failed: {failed.error}", file=sys.stderr)
-        append_failure(
-            self._out,
-            video.id,
-            video.path,
-            stage=failed.stage,
-            error=failed.error,
-            attempts=failed.attempts,
-        )
+    def _locked(self, step: Callable[..., list[Outcome]], *arguments: Any) -> list[Outcome]:
+        with self._lock:
+            return [] if self._stopped else step(*arguments)
+
+    def _next_event(self) -> Event | None:
+        """What the decode processes have sent; None when they are idle and nothing waits."""
+        event = None if self._stopped else next(self._events, None)
+        if event is None and self._queue and not self._stopped:
+            self._events = self._decoders().run(self._queue)
+            event = next(self._events, None)
+        return event
+
+    def _decoders(self) -> DecodePool:
+        if self._pool is None:
+            options = WorkerOptions(
+                inputs={name: b.spec.preprocessing for name, b in self._backbones.items()},
+                fps=self._options.fps,
+                decode=self._options.decode,
+                limits=self._options.limits,
+            )
+            pool = DecodePool(self.decode_processes, options)
+            self._pool = self._processes.enter_context(pool)
+        return self._pool
+
+    def _take(self, event: Event) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        if isinstance(event, Rows):
+            for name, pixels in event.pixels.items():
+                self._batchers[name].add(self._assemblies[event.video_id], event.first, pixels)
+        elif isinstance(event, Started):
+            task = self._tasks[event.video_id]
+            dims = {name: self._backbones[name].feature_dim for name in task.inputs}
+            self._assemblies[task.video_id] = _Assembly(task, event.rows, dims)
+        elif isinstance(event, Decoded):
+            self._assemblies[event.video_id].decoded = event
+        else:
+            outcomes.append(self._give_up(event))
+        return outcomes + self._store_complete()
+
+    def _flush(self) -> list[Outcome]:
+        for batcher in self._batchers.values():
+            batcher.flush()
+        return self._store_complete() + self.commit()
+
+    def _store_complete(self) -> list[Outcome]:
+        """Hand complete videos to the writers, and commit when it is time."""
+        outcomes: list[Outcome] = [
+            self._store(video_id)
+            for video_id in [i for i, a in self._assemblies.items() if a.complete]
+        ]
+        waiting = max(len(writer) for writer in self._writers.values())
+        oldest = self._oldest_uncommitted
+        old = oldest is not None and time.monotonic() - oldest >= self._options.commit_seconds
+        if waiting >= self._options.commit_videos or old:
+            outcomes += self.commit()
+        return outcomes
+
+    def _store(self, video_id: str) -> Outcome:
+        """Hand a complete video to all writers or to none: stores must not disagree."""
+        assembly = self._assemblies[video_id]
+        decoded = assembly.decoded
+        assert decoded is not None
+        try:
+            items = {name: assembly.video_features(name) for name in assembly.features}
+            for name, item in items.items():
+                self._writers[name].check(video_id, item)
+        except (ValueError, OSError) as error:
+            return self._give_up(Failed(video_id, "store", str(error), 1))
+        for name, item in items.items():
+            self._writers[name].add(video_id, item)
+        del self._assemblies[video_id], self._tasks[video_id]
+        self._uncommitted.append(video_id)
+        self._oldest_uncommitted = self._oldest_uncommitted or time.monotonic()
+        return Extracted(video_id, len(decoded.pts_seconds), decoded.duration_seconds)
+
+    def _give_up(self, failed: Failed) -> GivenUp:
+        self._assemblies.pop(failed.video_id, None)
+        task = self._tasks.pop(failed.video_id)
+        return GivenUp(task.video_id, task.path, failed.stage, failed.error, failed.attempts)
