@@ -11,8 +11,8 @@ import functools
 import hashlib
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,6 +53,7 @@ class Architecture:
     default_size_px: int
     minimum_size_px: int = 32
     paper_gflops: float | None = None
+    segment_consensus: bool = False  # finetuned on the mean scores of a video's segments
     pathways: Callable[[Tensor], Any] = lambda pixels: pixels  # (N, 3, …) → the network's input
 
 
@@ -68,7 +69,9 @@ def _torchvision(name: str, classifier: str, size_px: int, paper_gflops: float) 
     )
 
 
-def _timm(name: str, paper_gflops: float | None = None) -> Architecture:
+def _timm(
+    name: str, paper_gflops: float | None = None, *, segment_consensus: bool = False
+) -> Architecture:
     """A model of timm with the preprocessing of its pretrained configuration.
 
     Raises: BackboneError if timm has no such model or its preprocessing is not a centre crop.
@@ -106,6 +109,7 @@ def _timm(name: str, paper_gflops: float | None = None) -> Architecture:
         ),
         default_size_px=height,
         paper_gflops=paper_gflops,
+        segment_consensus=segment_consensus,
     )
 
 
@@ -140,7 +144,7 @@ def _slow_and_fast(clip: Tensor) -> list[Tensor]:
 ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "mobilenet_v2": lambda: _torchvision("mobilenet_v2", "classifier", 112, 0.08),
     "resnet101": lambda: _torchvision("resnet101", "fc", 224, 7.82),
-    "dpn107": lambda: _timm("dpn107.mx_in1k", 18.34),
+    "dpn107": lambda: _timm("dpn107.mx_in1k", 18.34, segment_consensus=True),
     "slowfast_r50": lambda: Architecture(
         build=_build_slowfast,
         build_published=_build_published_slowfast,
@@ -266,11 +270,20 @@ class Backbone:
             gflops_per_frame=self.gflops_per_frame,
             flop_convention=flops.CONVENTION,
             parameters=self.parameters,
-            versions=_versions(),
+            versions=library_versions(),
         )
 
 
-def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A whole network, classifier included, and where its weights are from."""
+
+    network: nn.Module
+    weights: str
+    sha256: str
+
+
+def load_network(spec: BackboneSpec, weights: str = "published") -> LoadedNetwork:
     """Build a network and load its weights.
 
     Args:
@@ -280,19 +293,68 @@ def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
     """
     architecture = architecture_of(spec.name)
     if weights == "published":
-        network, origin = _published(spec, architecture), architecture.published
-        sha256 = _hash_state(network)
-    elif weights == "random":
-        network, origin = _seeded(architecture), f"random:{RANDOM_SEED}"
+        network = _published(spec, architecture)
+        return LoadedNetwork(network, architecture.published, _hash_state(network))
+    if weights == "random":
+        network = _seeded(architecture)
         sha256 = _hash_state(network)
         _calibrate_normalisation(network, spec)
+        return LoadedNetwork(network, f"random:{RANDOM_SEED}", sha256)
+    path = Path(weights)
+    network, sha256 = architecture.build(), _hash_file(path)
+    _load_weights(network, architecture, path)
+    return LoadedNetwork(network, path.name, sha256)
+
+
+def load_backbone(spec: BackboneSpec, weights: str = "published") -> Backbone:
+    """`load_network` without its classifier, and what identifies its features."""
+    loaded = load_network(spec, weights)
+    size = _measure_and_strip(loaded.network, spec)
+    extractor = FeatureExtractor(loaded.network, spec).eval().requires_grad_(False)
+    return Backbone(spec, extractor, loaded.weights, loaded.sha256, **size)
+
+
+def replace_classifier(network: nn.Module, spec: BackboneSpec, classes: int) -> str:
+    """Give a network a linear layer of zeros for other classes in the place of its own.
+
+    Returns: the layer's name: classifier.1, fc, …
+    Raises: BackboneError if its classifier is not one linear layer.
+    """
+    names = [
+        f"{module}.{inner}" if inner else module
+        for module in architecture_of(spec.name).classifier
+        for inner, layer in network.get_submodule(module).named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
+    old = network.get_submodule(names[0]) if len(names) == 1 else None
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, classes)
+    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1):
+        new = nn.Conv2d(old.in_channels, classes, 1)
     else:
-        path = Path(weights)
-        network, origin, sha256 = architecture.build(), path.name, _hash_file(path)
-        _load_weights(network, architecture, path)
-    size = _measure_and_strip(network, spec)
-    extractor = FeatureExtractor(network, spec).eval().requires_grad_(False)
-    return Backbone(spec, extractor, origin, sha256, **size)
+        raise BackboneError(
+            f"{spec}: its classifier is not one linear layer ({', '.join(names) or 'none'}), "
+            "which finetuning needs"
+        )
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    network.set_submodule(names[0], new)
+    return names[0]
+
+
+@contextmanager
+def without_classifier(network: nn.Module, spec: BackboneSpec) -> Iterator[None]:
+    """Within, the network gives features, as in extraction, instead of class scores."""
+    names = architecture_of(spec.name).classifier
+    own = {name: network.get_submodule(name) for name in names}
+    for name in names:
+        network.set_submodule(name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, module in own.items():
+            network.set_submodule(name, module)
 
 
 def describe_backbones() -> list[dict[str, Any]]:
@@ -446,7 +508,7 @@ def _hash_state(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "timm", "pytorchvideo", "av", "decord2", "pillow"):
         with suppress(PackageNotFoundError):
