@@ -7,8 +7,10 @@ additions (well under 1 % of either) are not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from liteeval_train.method import HeadFlops
+if TYPE_CHECKING:
+    from liteeval_train.method import HeadFlops
 
 FLOP_CONVENTION = "1 multiply-add = 1 FLOP"
 

@@ -352,9 +352,5 @@ def choose_device(name: str) -> torch.device:
 def read_or_evaluate(path: Path, *, split: str, device: str = "auto") -> dict[str, Any]:
     """A run's summary on a split, evaluated now unless a result newer than its model exists."""
     folder = RunFolder(path)
-    result = folder.evaluation(split)
     folder.read_info()
-    if result.exists() and result.stat().st_mtime > folder.best.stat().st_mtime:
-        summary: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return summary
-    return evaluate_run(path, split=split, device=device).summary
+    return folder.read_evaluation(split) or evaluate_run(path, split=split, device=device).summary
