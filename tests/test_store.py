@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -119,6 +120,23 @@ def test_a_part_follows_the_format_for_readers_without_our_code(tmp_path: Path) 
                 "decoder", "corrupt_frames"} <= set(file)  # fmt: skip
     assert not os.access(part, os.W_OK) or os.geteuid() == 0
     assert part.stat().st_mode & 0o222 == 0
+
+
+def test_a_part_that_does_not_fit_leaves_no_file_open(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = FeatureWriter(tmp_path / "s", make_identity())
+    writer.add("a", make_video(40))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="1 videos are not stored"):
+            writer.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    assert not [name for name in opened if name.startswith(str(tmp_path))]
+    assert list((tmp_path / "s").iterdir()) == []
+    writer.commit()  # the same videos, once there is room
+    assert FeatureStore(tmp_path / "s").video_ids == ["a"]
 
 
 def test_an_unfinished_part_is_not_read(tmp_path: Path) -> None:
