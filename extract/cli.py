@@ -246,6 +246,135 @@ def _checked_device(device: str) -> str:
 
 
 @main.command()
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--labels", required=True, type=click.Path(path_type=Path),
+              help="CSV: video_id,label,split. Trains on train, chooses on val.")  # fmt: skip
+@click.option("--backbone", required=True, metavar="NAME[@SIZE]",
+              help="See `liteeval-extract backbones`.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the result.")
+@click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE|random",
+              help="To start from. Default: the published weights.")  # fmt: skip
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(0),
+              help="0: a classifier on frozen features alone.")  # fmt: skip
+@click.option("--lr", "learning_rate", default=0.01, show_default=True,
+              type=click.FloatRange(0, min_open=True),
+              help="At first; falls as a cosine.")  # fmt: skip
+@click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(0))
+@click.option("--batch", "batch_videos", default=16, show_default=True, type=click.IntRange(2),
+              help="Videos per step, of all processes together.")  # fmt: skip
+@click.option("--segments", default=3, show_default=True, type=click.IntRange(1, 1000),
+              help="Rows of a video per step, one of each segment.")  # fmt: skip
+@click.option("--consensus/--no-consensus", default=None,
+              help="Loss of a video's mean logits. Default: for dpn107.")  # fmt: skip
+@click.option("--label-smoothing", default=0.0, show_default=True,
+              type=click.FloatRange(0, 1, max_open=True))  # fmt: skip
+@click.option("--crop-area", default=0.4, show_default=True,
+              type=click.FloatRange(0, 1, min_open=True),
+              help="Smallest share of a picture that a random crop shows.")  # fmt: skip
+@click.option("--train-norms", is_flag=True,
+              help="Let batch normalisation follow the new data's statistics.")  # fmt: skip
+@click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000),
+              help="Rows per second of video.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
+@click.option("--cache", type=click.Path(path_type=Path),
+              help="Keep decoded pixels here. Default: in --out, until the end.")  # fmt: skip
+@click.option("--cache-gb", default=20.0, show_default=True, type=click.FloatRange(0.001),
+              help="GiB of decoded pixels, at most: bounds the rows of a video.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option("--precision", default="fp32", show_default=True,
+              type=click.Choice(["fp32", "bf16", "fp16"]))  # fmt: skip
+@click.option("--workers", default=0, type=click.IntRange(0, 1024),
+              help="Processes that decode and crop; 0, the default: cores − 1.")  # fmt: skip
+@_decode_options
+@click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
+              type=click.FloatRange(0.1),
+              help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
+@_json_option
+def finetune(
+    videos: tuple[Path, ...],
+    labels: Path,
+    backbone: str,
+    out: Path,
+    weights: tuple[str, ...],
+    cache_gb: float,
+    device: str,
+    timeout_seconds: float,
+    decoder: str,
+    on_corrupt: str,
+    max_pixels: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Fit a backbone to the labels of VIDEOS: stage 0 of the paper.
+
+    OUT/finetuned.safetensors is the network of the epoch that was best on split val; `run` takes
+    it as --weights NAME=FILE. Under torchrun several GPUs share the work.
+
+    \b
+    Example:
+      liteeval-extract finetune videos/ --labels labels.csv --backbone mobilenet_v2@112 \\
+          --out runs/finetune/mobilenet_v2_112
+      liteeval-extract run videos/ --out features --backbone mobilenet_v2@112 \\
+          --weights mobilenet_v2@112=runs/finetune/mobilenet_v2_112/finetuned.safetensors
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from extract.backbones import BackboneError, parse_backbone, parse_weights
+    from extract.decode import DecodeOptions
+    from extract.finetune import FinetuneConfig, FinetuneOptions
+    from extract.finetune import finetune as train
+    from extract.finetune_folder import FinetuneError
+    from extract.labels import LabelError, read_labels
+    from extract.pixels import PixelError
+    from extract.supervise import DecodeLimits
+    from extract.videos import find_videos
+
+    try:
+        spec = parse_backbone(backbone)
+        source = parse_weights(weights, [spec])[str(spec)]
+    except BackboneError as error:
+        raise click.UsageError(str(error)) from error
+    how = {name: given.pop(name) for name in ("precision", "workers", "cache", "resume")}
+    options = FinetuneOptions(
+        device=_checked_device(device),
+        cache_bytes=int(cache_gb * (1 << 30)),
+        decode=DecodeOptions(decoder, on_corrupt, max_pixels),
+        limits=DecodeLimits(timeout_seconds=timeout_seconds),
+        **how,
+    )
+    try:
+        with _user_errors():
+            result = train(
+                find_videos(videos),
+                read_labels(labels),
+                spec,
+                out,
+                weights=source,
+                config=FinetuneConfig(**given),
+                options=options,
+            )
+    except (BackboneError, FinetuneError, LabelError, PixelError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_finetuned(result.to_dict())
+    if result.failures:
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _print_finetuned(facts: dict[str, Any]) -> None:
+    for when, line in (("frozen features", facts["before"]), ("finetuned", facts["after"])):
+        click.echo(
+            f"{when}: {100 * line['val_frame_accuracy']:.1f} % of frames, "
+            f"{100 * line['val_video_accuracy']:.1f} % of videos of val (epoch {line['epoch']})"
+        )
+    if facts["failures"]:
+        click.echo(f"{facts['failures']} videos failed; failures.jsonl beside the result says why")
+    click.echo(facts["checkpoint"])
+
+
+@main.command()
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000))
 @_decode_options
@@ -329,9 +458,18 @@ def inspect(store: Path, as_json: bool) -> None:
               help="How many videos --deep recomputes per store.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
               help="For --deep: the weights files that the stores were made with.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="For --deep: as in `run`.")
+@click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
+              type=click.FloatRange(0.001), help="For --deep: as in `run`.")  # fmt: skip
 @_json_option
 def verify(
-    stores: tuple[Path, ...], deep: bool, sample: int, weights: tuple[str, ...], as_json: bool
+    stores: tuple[Path, ...],
+    deep: bool,
+    sample: int,
+    weights: tuple[str, ...],
+    device: str,
+    timeout_seconds: float,
+    as_json: bool,
 ) -> None:
     """Check every part of STORES: structure, identity, offsets, order, finite values.
 
@@ -349,7 +487,9 @@ def verify(
         problems = {str(store): verify_store(store) for store in stores if not store.is_file()}
         if deep:
             for store in problems:
-                problems[store] += _verify_deep(Path(store), sample, weights)
+                problems[store] += _verify_deep(
+                    Path(store), weights, device, videos=sample, timeout_seconds=timeout_seconds
+                )
     if not problems:
         raise click.ClickException("only files were given; a store is a folder")
     unfinished = {store: unfinished_parts(Path(store)) for store in problems}
@@ -371,10 +511,15 @@ def verify(
         sys.exit(1)
 
 
-def _verify_deep(path: Path, sample: int, weights: tuple[str, ...]) -> list[str]:
+def _verify_deep(
+    path: Path, weights: tuple[str, ...], device: str, *, videos: int, timeout_seconds: float
+) -> list[str]:
     from extract.deep import recompute_sample
+    from extract.run import ExtractOptions
     from extract.store import FeatureStore
+    from extract.supervise import DecodeLimits
 
+    chosen_device = ExtractOptions(device=_checked_device(device)).torch_device()
     store = FeatureStore(path)
     identity = store.identity
     name = f"{identity.backbone}@{identity.input_size_px}"
@@ -382,7 +527,8 @@ def _verify_deep(path: Path, sample: int, weights: tuple[str, ...]) -> list[str]
     if identity.weights.startswith("random"):
         chosen = [f"{name}=random"]
     (backbone,) = _load((name,), tuple(chosen))
-    return recompute_sample(store, backbone, videos=sample)
+    limits = DecodeLimits(timeout_seconds=timeout_seconds)
+    return recompute_sample(store, backbone, videos=videos, device=chosen_device, limits=limits)
 
 
 @main.command()
