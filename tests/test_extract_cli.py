@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -103,7 +104,32 @@ def test_deep_verification_notices_a_wrong_row(folder: Path, store: Path, tmp_pa
             writer.add(video_id, video)
     result = call("verify", tmp_path / "s", "--deep")
     assert result.exit_code == 1
-    assert result.stdout.count("row 0 has a cosine of") == 3
+    assert result.stdout.count("row 0 differs from the recomputed one by") == 3
+
+
+@pytest.mark.parametrize(("precision", "right"), [("fp32", False), ("bf16", True)])
+def test_deep_verification_allows_what_the_stores_precision_costs(
+    store: Path, tmp_path: Path, precision: str, right: bool
+) -> None:
+    """Every value 3 % too large: more than float32 may err, less than bfloat16 may."""
+    from extract.store import FeatureWriter
+
+    good = FeatureStore(store)
+    preprocessing = {**good.identity.preprocessing, "precision": precision}
+    identity = replace(good.identity, preprocessing=preprocessing)
+    with FeatureWriter(tmp_path / "s", identity) as writer:
+        for video_id in good.video_ids:
+            video = good[video_id]
+            writer.add(video_id, replace(video, features=video.features * np.float16(1.03)))
+    result = call("verify", tmp_path / "s", "--deep", "--device", "cpu")
+    assert (result.exit_code == 0) is right
+    assert right or "by 3.0% of its length; 1% are allowed" in result.stdout
+
+
+def test_deep_verification_ends_a_source_that_takes_longer_than_its_time(store: Path) -> None:
+    result = call("verify", store, "--deep", "--timeout", 0.001)
+    assert result.exit_code == 1
+    assert result.stdout.count("took longer than its time limit") == 3
 
 
 def test_deep_verification_needs_the_weights_of_the_store(store: Path, tmp_path: Path) -> None:
@@ -114,8 +140,6 @@ def test_deep_verification_needs_the_weights_of_the_store(store: Path, tmp_path:
 
     torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "w.pth")
     good = FeatureStore(store)
-    from dataclasses import replace
-
     identity = replace(good.identity, weights="other.pth", weights_sha256="00")
     with FeatureWriter(tmp_path / "s", identity) as writer:
         writer.add("a", good["a"])
