@@ -109,7 +109,23 @@ def main() -> None:
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), help="Extract only these video_ids.")
 @_json_option
-def run(
+def run(**options: Any) -> None:
+    """Extract features of VIDEOS: folders, files, lists (.txt, .csv with a column path).
+
+    Runs again where it stopped: what a store holds is skipped. Videos that fail are written to
+    OUT/failures.jsonl and tried again by the next run.
+
+    \b
+    Example:
+      liteeval-extract run videos/ --out features \\
+          --backbone mobilenet_v2@112 --backbone resnet101@224 --weights resnet101=resnet101.pth
+    """
+    run_extraction(**options)
+
+
+def run_extraction(
+    *,
+    extract: Callable[..., Any] | None = None,
     videos: tuple[Path, ...],
     out: Path,
     backbones: tuple[str, ...],
@@ -127,15 +143,10 @@ def run(
     labels: Path | None,
     as_json: bool,
 ) -> None:
-    """Extract features of VIDEOS: folders, files, lists (.txt, .csv with a column path).
+    """What `run` does with its options, checked.
 
-    Runs again where it stopped: what a store holds is skipped. Videos that fail are written to
-    OUT/failures.jsonl and tried again by the next run.
-
-    \b
-    Example:
-      liteeval-extract run videos/ --out features \\
-          --backbone mobilenet_v2@112 --backbone resnet101@224 --weights resnet101=resnet101.pth
+    Args:
+        extract: takes what extract_features takes; another engine's. None: extract_features.
     """
     # Idle threads that spin would take the decoders' cores; must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -163,7 +174,7 @@ def run(
             precision=precision,
             limits=DecodeLimits(timeout_seconds=timeout_seconds),
         )
-        summary = extract_features(found, out, loaded, options)
+        summary = (extract or extract_features)(found, out, loaded, options)
     facts = summary.to_dict()
     if as_json:
         _print_json({**facts, "stores": [str(out / b.spec.store_name) for b in loaded]})

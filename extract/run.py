@@ -180,7 +180,7 @@ def extract_features(
     options = options or ExtractOptions()
     summary = ExtractSummary()
     started = time.monotonic()
-    with _interruptible(), Extractor(out, backbones, options) as extractor:
+    with interruptible(), Extractor(out, backbones, options) as extractor:
         try:
             tasks = missing_tasks(videos, out, backbones, summary)
             extractor.decode_processes = min(options.worker_count(), len(tasks))
@@ -227,7 +227,7 @@ def missing_tasks(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM ends a run as SIGINT does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
