@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -249,21 +250,32 @@ def compare(
 ) -> None:
     """Runs side by side; a run that is not evaluated yet is evaluated first.
 
+    Runs that differ in one thing stand in a table of their own as well: methods, fine features,
+    cells, γ, synchronisation, coarse width as in the paper's Tables 1, 2, 6 to 9, then any other
+    setting. Runs that differ in the seed alone are one row there. The paper's own figure stands
+    beside ours where it is known and preset, number of classes and backbones are the paper's.
+
     \b
     Example:
       liteeval-train compare runs/uniform runs/lstm runs/liteeval --format markdown
     """
     from liteeval_train import compare as tables
-    from liteeval_train.evaluate import read_or_evaluate
-    from liteeval_train.run import RunFolder
+    from liteeval_train.layouts import Compared
 
-    summaries = [read_or_evaluate(run, split=split, device=device) for run in runs]
+    found = [Compared.read(run, split) for run in runs]
+    for number, run in enumerate(found):
+        if run.summary is None:
+            from liteeval_train.evaluate import evaluate_run  # loads torch
+
+            summary = evaluate_run(run.path, split=split, device=device).summary
+            found[number] = replace(run, summary=summary)
     if average_seeds:
-        configs = [RunFolder(run).read_info().config for run in runs]
-        rows = tables.average_seeds(summaries, configs, [run.name for run in runs])
+        summaries = [run.summary or {} for run in found]
+        configs = [run.info.config for run in found]
+        rows = tables.average_seeds(summaries, configs, [run.name for run in found])
         click.echo(tables.format_seeds(rows, style))
     else:
-        click.echo(tables.format_comparison(summaries, style))
+        click.echo(tables.compare_runs(found, style))
 
 
 @main.command()
@@ -277,7 +289,8 @@ def figures(runs: tuple[Path, ...], out: Path, split: str, device: str) -> None:
     """Pictures of runs, each as PNG and as CSV.
 
     Accuracy against GFLOPs by budget, against the share of the video seen, fine frames per class,
-    usage over training.
+    usage over training. The frames themselves are pictured by `liteeval filmstrip`, which decodes
+    the videos; this command reads features alone.
 
     \b
     Example:

@@ -1,4 +1,7 @@
-"""Runs side by side: the columns of the paper's Table 1, plus measured seconds."""
+"""Runs side by side: the columns of the paper's Table 1, plus measured seconds.
+
+Runs that differ in one thing stand in tables of their own as well (layouts.py).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from liteeval_train.config import TrainConfig
 from liteeval_train.cost import FLOP_CONVENTION
+from liteeval_train.layouts import Compared, Row, Table, group_runs
+from liteeval_train.run_files import RunError
 
 FORMATS = ("table", "markdown", "csv", "json")
 HEADER = (
@@ -22,7 +28,7 @@ HEADER = (
     "frames seen",
     "seconds per video",
 )
-EXTRA_KEYS = ("budget", "watched", "key_frames_read", "other_frames_read")
+EXTRA_KEYS = ("paper_map", "budget", "watched", "key_frames_read", "other_frames_read")
 NUMBER_KEYS = (
     "top1",
     "map",
@@ -42,11 +48,12 @@ def format_comparison(summaries: Sequence[dict[str, Any]], style: str) -> str:
     if style == "csv":
         return _csv(summaries)
     extra = [key for key in EXTRA_KEYS if any(key in s for s in summaries)]
+    first = ["run"] if any("run" in s for s in summaries) else []
     rows = [
-        (*row, *(_short(summary.get(key, "")) for key in extra))
-        for row, summary in zip(map(_cells, summaries), summaries, strict=True)
+        (*(s.get(key, "") for key in first), *_cells(s), *(_short(s.get(key, "")) for key in extra))
+        for s in summaries
     ]
-    rows.insert(0, (*HEADER, *extra))
+    rows.insert(0, (*first, *HEADER, *(key.replace("paper_map", "paper's mAP") for key in extra)))
     splits = sorted({summary["split"] for summary in summaries})
     note = f"split {', '.join(splits)}; {FLOP_CONVENTION}; mean ± standard deviation over videos"
     return f"{note}\n\n{_align(rows, markdown=style == 'markdown')}"
@@ -85,8 +92,9 @@ def _align(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
+    first = ["run"] if any("run" in summary for summary in summaries) else []
     writer = csv.DictWriter(
-        text, ["method", "split", *NUMBER_KEYS, *EXTRA_KEYS], extrasaction="ignore"
+        text, [*first, "method", "split", *NUMBER_KEYS, *EXTRA_KEYS], extrasaction="ignore"
     )
     writer.writeheader()
     writer.writerows(summaries)
@@ -151,3 +159,103 @@ def format_seeds(rows: Sequence[dict[str, Any]], style: str) -> str:
     splits = ", ".join(sorted({row["split"] for row in rows}))
     note = f"split {splits}; {FLOP_CONVENTION}; mean ± standard deviation over runs"
     return f"{note}\n\n{_align([header, *cells], markdown=style == 'markdown')}"
+
+
+def table_of_runs(runs: Sequence[Path], *, split: str) -> str:
+    """The evaluations of runs as a table whose rows have the names of the runs' folders.
+
+    Raises: RunError if a run is not evaluated on this split.
+    """
+    summaries = []
+    for path in runs:
+        run = Compared.read(path, split)
+        if run.summary is None:
+            raise RunError(
+                f"{path}: not evaluated on split {split} since it was trained; do so with "
+                f"liteeval-train evaluate {path} --split {split}"
+            )
+        summaries.append({**run.summary, "method": run.name})
+    return format_comparison(summaries, "table")
+
+
+def compare_runs(runs: Sequence[Compared], style: str) -> str:
+    """Evaluated runs side by side, then in tables of what differs between them.
+
+    Where the paper's own figure for a run is known it stands beside ours. CSV has a row per run.
+    """
+    names_told = len({run.info.config.method for run in runs}) == len(runs)
+    summaries = [_named(run, unless=names_told) for run in runs]
+    tables = [table for table in group_runs(runs) if table.names != {run.name for run in runs}]
+    if style == "json":
+        about = {"flop_convention": FLOP_CONVENTION, "runs": summaries}
+        return json.dumps({**about, "tables": [_as_json(table) for table in tables]}, indent=2)
+    if style == "csv":
+        return _csv(summaries)
+    parts = [format_comparison(summaries, style)]
+    parts += [format_table(table, style) for table in tables]
+    papers = sorted({str(run.paper) for run in runs if run.paper})
+    return "\n\n".join(parts + papers)
+
+
+def _named(run: Compared, *, unless: bool) -> dict[str, Any]:
+    """The summary of a run, with its name, and the paper's figure if there is one."""
+    summary = dict(run.summary or {})
+    if not unless:
+        summary = {"run": run.name, **summary}
+    return {**summary, "paper_map": run.paper.map} if run.paper else summary
+
+
+def table_header(table: Table) -> list[str]:
+    """The names of a table's columns."""
+    paper = ["paper's mAP %"] if any(row.paper for row in table.rows) else []
+    runs = ["runs"] if any(len(row.names) > 1 for row in table.rows) else []
+    numbers = ["top-1 %", "mAP %", *paper, "GFLOPs per video", "fine frames per video"]
+    return [*(key.replace("_", " ") for key in table.keys), *runs, *numbers]
+
+
+def table_cells(table: Table) -> list[list[str]]:
+    """The rows of a table as texts; ± where a row stands for several seeds."""
+    has_paper = any(row.paper for row in table.rows)
+    has_runs = any(len(row.names) > 1 for row in table.rows)
+    return [
+        [
+            *map(_word, row.values),
+            *([str(len(row.names))] if has_runs else []),
+            _mean(row, "top1", 100, 1),
+            _mean(row, "map", 100, 1),
+            *([f"{100 * row.paper.map:.1f}" if row.paper else ""] if has_paper else []),
+            _mean(row, "gflops_mean", 1, 2),
+            _mean(row, "fine_frames_mean", 1, 1),
+        ]
+        for row in table.rows
+    ]
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _mean(row: Row, key: str, factor: float, digits: int) -> str:
+    text = f"{factor * row.mean[key]:.{digits}f}"
+    return text if len(row.names) == 1 else f"{text} ± {factor * row.std[key]:.{digits}f}"
+
+
+def format_table(table: Table, style: str) -> str:
+    """A table of `group_runs` as `table` or `markdown` text."""
+    rows = [table_header(table), *table_cells(table)]
+    title = f"**{table.title}**" if style == "markdown" else table.title
+    return f"{title}\n\n{_align(rows, markdown=style == 'markdown')}"
+
+
+def _as_json(table: Table) -> dict[str, Any]:
+    rows = [
+        {
+            "values": dict(zip(table.keys, row.values, strict=True)),
+            "runs": row.names,
+            "mean": row.mean,
+            "std": row.std,
+            "paper_map": row.paper.map if row.paper else None,
+        }
+        for row in table.rows
+    ]
+    return {"title": table.title, "rows": rows}

@@ -58,6 +58,7 @@ def test_only_decode_imports_a_decoding_library() -> None:
         ("extract.supervise", ["torch", "decord"]),
         ("extract.cli", ["torch", "av", "decord"]),
         ("extract.rows", ["torch"]),
+        ("liteeval_train.compare", ["torch", "matplotlib"]),
     ],
 )
 def test_light_modules_load_no_heavy_library(module: str, heavy: list[str]) -> None:

@@ -3,11 +3,23 @@
 import csv
 import io
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from liteeval_train.compare import average_seeds, format_comparison, format_seeds
-from liteeval_train.config import TrainConfig
+from liteeval_train.compare import (
+    average_seeds,
+    compare_runs,
+    format_comparison,
+    format_seeds,
+    format_table,
+    table_of_runs,
+)
+from liteeval_train.config import PRESETS, TrainConfig
+from liteeval_train.layouts import Compared, group_runs
+from liteeval_train.run_files import RunError, RunInfo
 
 
 def summary(method: str, top1: float, gflops: float) -> dict:
@@ -74,3 +86,131 @@ def test_columns_that_some_rows_have_stand_at_the_end():
     assert [cell.strip() for cell in lines[2].split("|")][1:4] == ["a", "50.0", "25.0"]
     assert [cell.strip() for cell in lines[2].split("|")][-2] == "2"
     assert [cell.strip() for cell in lines[3].split("|")][-2] == ""
+
+
+def run(name: str, *, classes: int = 3, fine: str = "resnet101", evaluated: bool = True, **config):
+    """A run as its folder tells it; top-1 is 0.5 and costs grow with its seed."""
+    stores = {
+        role: {
+            "path": f"/{role}",
+            "identity": {"backbone": backbone, "input_size_px": size, "weights_sha256": backbone},
+        }
+        for role, backbone, size in (("coarse", "mobilenet_v2", 112), ("fine", fine, 224))
+    }
+    info = RunInfo.model_validate(
+        {
+            "config": PRESETS[config.get("preset", "fcvid")] | config,
+            **stores,
+            "labels_path": "/labels.csv",
+            "labels_sha256": "0",
+            "classes": [str(number) for number in range(classes)],
+            "versions": {},
+        }
+    )
+    method = info.config.method
+    numbers = summary(method, 0.5, 2.0 + info.config.seed) if evaluated else None
+    return Compared(name, Path(name), info, numbers)
+
+
+def shape(tables) -> dict[str, list[tuple]]:
+    return {table.title: [row.values for row in table.rows] for table in tables}
+
+
+def test_runs_stand_in_the_papers_tables_by_what_differs():
+    runs = [
+        run("lstm", method="lstm"),
+        run("ours"),
+        run("gru", cell="gru"),
+        run("less", fine_share_target=0.01),
+        run("more", fine_share_target=0.1),
+        run("apart", synchronise=False),
+        run("narrow", coarse_hidden=64),
+        run("dpn-lstm", method="lstm", fine="dpn107"),
+        run("dpn", fine="dpn107"),
+        run("long", epochs=300),
+        run("not yet", cell="sru", evaluated=False),
+    ]
+    assert shape(group_runs(runs)) == {
+        "Fine features (Table 2)": [
+            ("lstm", "resnet101@224"),
+            ("lstm", "dpn107@224"),
+            ("liteeval", "resnet101@224"),
+            ("liteeval", "dpn107@224"),
+        ],
+        "Recurrent cells (Table 6)": [("lstm",), ("gru",)],
+        "Wanted share of fine frames γ (Table 7)": [(0.01,), (0.05,), (0.1,)],
+        "Synchronisation (Table 8)": [(False,), (True,)],
+        "Width of the coarse RNN (Table 9)": [(64,), (512,)],
+        "epochs": [(100,), (300,)],
+    }  # methods alone would be a part of Table 2
+
+
+def test_runs_that_differ_in_two_things_or_in_their_data_share_no_table():
+    other = run("other", cell="gru", fine_share_target=0.1)
+    assert group_runs([run("ours"), other]) == []
+    elsewhere = run("elsewhere", cell="gru")
+    moved = elsewhere.info.model_copy(update={"labels_sha256": "1"})
+    assert group_runs([run("ours"), replace(elsewhere, info=moved)]) == []
+    on_test = replace(elsewhere, summary={**elsewhere.summary, "split": "test"})
+    assert group_runs([run("ours"), on_test]) == []
+
+
+def test_seeds_are_one_row_with_mean_and_deviation():
+    runs = [run("a"), run("b", seed=2), run("gru", cell="gru")]
+    (table,) = group_runs(runs)
+    row = table.rows[0]
+    assert (row.values, row.names) == (("lstm",), ("a", "b"))
+    assert row.mean["gflops_mean"] == 3  # of 2 and 4
+    assert row.std["gflops_mean"] == pytest.approx(2**0.5)  # sqrt((1² + 1²) / (2 − 1))
+    header, _, first, second = format_table(table, "table").splitlines()[2:]
+    assert header.split()[:2] == ["cell", "runs"]
+    assert "3.00 ± 1.41" in first
+    assert "±" not in second
+
+
+def test_the_papers_figure_stands_beside_runs_on_its_data_set_alone():
+    ours = run("ours", classes=239)
+    assert ours.paper is not None
+    assert (ours.paper.data_set, ours.paper.map) == ("FCVID", 0.8)
+    activitynet = run("anet", preset="activitynet", classes=200)
+    assert activitynet.paper is not None
+    assert (activitynet.paper.data_set, activitynet.paper.map) == ("ActivityNet v1.3", 0.727)
+    for other in (
+        run("fewer classes", classes=238),
+        run("another preset", classes=239, preset="breakfast"),
+        run("another method", classes=239, method="lstm"),
+        run("other features", classes=239, fine="dpn107"),
+        run("another cell", classes=239, cell="gru"),
+    ):
+        assert other.paper is None, other.name
+    text = compare_runs([ours, run("gru", cell="gru", classes=239)], "table")
+    assert "Wu et al., LiteEval, NeurIPS 2019: liteeval on FCVID (239 classes)" in text
+    document = json.loads(compare_runs([ours], "json"))
+    assert document["runs"][0]["paper_map"] == 0.8
+    assert "paper" not in compare_runs([run("small", preset="small")], "table")
+
+
+def test_runs_of_one_method_are_told_apart_by_name():
+    runs = [run("ours"), run("gru", cell="gru")]
+    rows = list(csv.DictReader(io.StringIO(compare_runs(runs, "csv"))))
+    assert [row["run"] for row in rows] == ["ours", "gru"]
+    assert "run " in compare_runs(runs, "table").splitlines()[2]
+    assert "run " not in compare_runs([run("ours"), run("lstm", method="lstm")], "table")
+
+
+def test_a_run_that_is_not_evaluated_since_training_is_told_with_the_command(tmp_path):
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    (folder / "config.json").write_text(run("ours").info.model_dump_json())
+    with pytest.raises(RunError, match=rf"liteeval-train evaluate {folder} --split val"):
+        table_of_runs([folder], split="val")
+    result = folder / "evaluate_val.json"
+    result.write_text(json.dumps(summary("liteeval", 0.5, 3)))
+    assert table_of_runs([folder], split="val").splitlines()[-1].startswith("ours ")
+    (folder / "best.safetensors").touch()
+    os.utime(result, (1, 1))  # the model is newer
+    with pytest.raises(RunError, match="not evaluated on split val since"):
+        table_of_runs([folder], split="val")
+    result.write_text("[1, 2]")
+    with pytest.raises(RunError, match="cannot be read"):
+        table_of_runs([folder], split="val")
