@@ -68,6 +68,11 @@ def evenly_spaced(rows: int, wanted: int) -> np.ndarray:
     return np.floor((np.arange(wanted) + 0.5) * rows / wanted).astype(np.int64)
 
 
+def first_rows(rows: int, wanted: int) -> np.ndarray:
+    """(≤ wanted,) int64: the first `wanted` rows, or all of them if fewer."""
+    return np.arange(min(rows, wanted))
+
+
 def snippet_frames(timeline: Timeline, fps: float) -> np.ndarray:
     """(T, 32) int64: the frames of a clip of 64/30 s centred on each t_k, evenly 1/15 s apart.
 

@@ -16,9 +16,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -76,6 +77,7 @@ class Started:
 
     video_id: str
     rows: int
+    begun_seconds: float  # when its file was opened, as time.monotonic of any process
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All rows of a video have come."""
+    """All rows of a video have come, or those before it was stopped."""
 
     video_id: str
     pts_seconds: np.ndarray  # (T,) float64
@@ -98,6 +100,7 @@ class Decoded:
     source_fps: float
     decoder: str
     corrupt_frames: int
+    busy_seconds: float  # that opening, decoding and resizing took, without waits for the parent
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ class WorkerOptions:
     fps: float
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    max_rows: int | None = None  # of a video, evenly spaced; None: all
+    max_rows: int | None = None  # of a video; None: all
+    select: Callable[[int, int], np.ndarray] = evenly_spaced  # which: rows of (count, max_rows)
+    block_rows: int = 32  # at most, that come at once
 
     @property
     def row_bytes(self) -> int:
@@ -129,7 +134,7 @@ class WorkerOptions:
 
     @property
     def rows_per_slot(self) -> int:
-        return max(1, min(32, SLOT_BYTES // self.row_bytes))
+        return max(1, min(self.block_rows, SLOT_BYTES // self.row_bytes))
 
     @property
     def memory_bytes(self) -> int:
@@ -189,6 +194,12 @@ class DecodePool:
                     if isinstance(event, Decoded | Failed):
                         worker.task = None
 
+    def stop(self, video_id: str) -> None:
+        """Of this video no more rows are wanted: its Decoded comes as soon as may be."""
+        for worker in self._workers:
+            if worker.task is not None and worker.task.video_id == video_id:
+                worker.stop()
+
     @staticmethod
     def _give_task(
         worker: _Worker, pending: Iterator[DecodeTask], retries: deque[DecodeTask]
@@ -235,6 +246,10 @@ class _Worker:
             self.connection.send(task)
         except OSError:
             return  # it died just now; `receive` finds out
+
+    def stop(self) -> None:
+        with suppress(OSError):  # it died just now; `receive` finds out
+            self.connection.send(_Stop())
 
     def receive(self) -> Iterator[Event]:
         """What the process has sent; hands each slot back once its rows were taken."""
@@ -291,6 +306,11 @@ class _Error:
     text: str
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """The task at hand has given rows enough; without meaning when it is over."""
+
+
 def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
     """Decode tasks until the parent goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -323,12 +343,21 @@ class _Service:
         self._memory = memory
         self._options = options
         self._free = deque(range(SLOTS_PER_WORKER))
+        self._stopped = False
+        self._waited_seconds = 0.0
 
     def next_task(self) -> DecodeTask:
         while True:
             message = self._connection.recv()
             if isinstance(message, DecodeTask):
+                self._stopped, self._waited_seconds = False, 0.0
                 return message
+            self._note(message)
+
+    def _note(self, message: int | _Stop) -> None:
+        if isinstance(message, _Stop):
+            self._stopped = True
+        else:
             self._free.append(message)
 
     def answer(self, task: DecodeTask) -> None:
@@ -348,13 +377,13 @@ class _Service:
         self._connection.send(message)
 
     def _decode(self, task: DecodeTask) -> Decoded:
-        limits = self._options.limits
+        limits, begun = self._options.limits, time.monotonic()
 
         def send_rows(video: Video) -> Decoded:
             seconds = limits.decode_seconds(video.timeline.duration_seconds)
             signal.setitimer(signal.ITIMER_REAL, seconds)
             try:
-                return self._send_rows(task, video)
+                return self._send_rows(task, video, begun)
             except PacketsMislead:
                 signal.setitimer(signal.ITIMER_REAL, seconds)  # to decode everything instead
                 raise
@@ -362,18 +391,21 @@ class _Service:
         signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
         return decode_video(task.path, send_rows, self._options.decode)
 
-    def _send_rows(self, task: DecodeTask, video: Video) -> Decoded:
-        """Decode, preprocess and hand over every row of one video."""
+    def _send_rows(self, task: DecodeTask, video: Video, begun: float) -> Decoded:
+        """Decode, preprocess and hand over every row of one video, unless stopped before."""
         options = self._options
         indices = row_frames(video.timeline, options.fps)
-        rows = evenly_spaced(len(indices), options.max_rows or len(indices))
+        rows = options.select(len(indices), options.max_rows or len(indices))
         indices = indices[rows]
-        self._connection.send(Started(task.video_id, len(indices)))
+        self._connection.send(Started(task.video_id, len(indices), begun))
         inputs = {name: options.inputs[name] for name in task.inputs}
         slot, count = -1, 0
         for k, row in enumerate(iter_rows(video, options.fps, inputs, rows)):
             if slot < 0:
                 slot, count = self._take_slot(), 0
+                if self._stopped:
+                    self._free.append(slot)
+                    break
                 views = options.slot_views(self._memory, slot)
             for name, pixels in row.items():
                 views[name][count] = pixels
@@ -389,12 +421,15 @@ class _Service:
             source_fps=video.source_fps,
             decoder=video.decoder,
             corrupt_frames=video.corrupt_frames,
+            busy_seconds=time.monotonic() - begun - self._waited_seconds,
         )
 
     def _take_slot(self) -> int:
+        started = time.monotonic()
         with _alarm_resting():
-            while not self._free:
-                self._free.append(self._connection.recv())
+            while self._connection.poll() or not self._free:
+                self._note(self._connection.recv())
+        self._waited_seconds += time.monotonic() - started
         return self._free.popleft()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +29,9 @@ from pipelines.plan import (
     job_states,
     progress,
 )
+
+if TYPE_CHECKING:
+    from pipelines.live import LiveRun
 
 DEMO_MANIFEST = Path(__file__).with_name("demo.yaml")
 
@@ -330,11 +334,12 @@ def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> Non
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
               type=click.FloatRange(0.1),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
+@click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @_where_options
 def predict(
     videos: tuple[Path, ...], run_folder: Path, weights: tuple[str, ...],
-    timeout_seconds: float, as_json: bool, workers: int | None, device: str,
+    timeout_seconds: float, budget: int | None, as_json: bool, workers: int | None, device: str,
 ) -> None:  # fmt: skip
     """Recognise VIDEOS: folders, files, lists. The fine network runs only where RUN asks for it.
 
@@ -348,19 +353,19 @@ def predict(
     """
     from extract.supervise import DecodeLimits
     from extract.videos import find_videos
-    from liteeval_train.run import RunError
-    from pipelines.predict import PredictError, VideoFailure, open_live, predict_videos
+    from pipelines.predict import VideoFailure, predict_videos
 
-    try:
-        live = open_live(run_folder, weights=weights, device=device)
-    except (PredictError, RunError) as error:
-        raise click.ClickException(str(error)) from error
     found = find_videos(videos)
     if not found:
         raise click.ClickException(f"no video file in {', '.join(map(str, videos))}")
+    live = _open_live(run_folder, weights, device)
+    if budget is not None and not live.run.method.advances:
+        method = live.run.info.config.method
+        raise click.ClickException(f"{method} chooses among all frames and takes no --budget")
     limits = DecodeLimits(timeout_seconds=timeout_seconds)
+    workers = workers or max(1, (os.cpu_count() or 2) - 1)
     results, failed = [], 0
-    for result in predict_videos(live, found, workers=workers or 1, limits=limits):
+    for result in predict_videos(live, found, workers=workers, budget=budget, limits=limits):
         if isinstance(result, VideoFailure):
             failed += 1
             _log(f"failed: {result.error}")
@@ -375,6 +380,17 @@ def predict(
     if as_json:
         click.echo(json.dumps({"run": str(run_folder), "videos": results}, indent=2))
     sys.exit(SOME_VIDEOS_FAILED if failed else 0)
+
+
+def _open_live(run: Path, weights: tuple[str, ...], device: str) -> LiveRun:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave cores to decoders
+    from liteeval_train.run import RunError
+    from pipelines.live import PredictError, open_live
+
+    try:
+        return open_live(run, weights=weights, device=device)
+    except (PredictError, RunError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("import")

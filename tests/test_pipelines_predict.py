@@ -16,9 +16,11 @@ from extract.videos import find_videos
 from liteeval_train import data
 from liteeval_train.cli import main as train
 from liteeval_train.evaluate import open_split, open_trained, trace_videos
+from liteeval_train.online import evaluate_budgets
 from pipelines.cli import main
 from pipelines.clips import render_clips
-from pipelines.predict import LazyRows, VideoPrediction, open_live, predict_videos
+from pipelines.live import LazyRows, open_live
+from pipelines.predict import VideoPrediction, predict_videos
 
 METHODS = ["liteeval", "uniform", "lstm", "lstm+cf", "frameglimpse", "fastforward"]
 
@@ -74,18 +76,43 @@ def test_prediction_is_that_of_extracted_features_and_runs_the_fine_network_on_i
     assert (live.coarse.rows if live.coarse else 0) == (coarse if run.method.reads_coarse else 0)
 
 
+@pytest.mark.parametrize(("method", "budget"), [("liteeval", 2), ("lstm", 3), ("uniform", 4)])
+def test_a_budget_ends_each_video_at_its_last_fine_frame(
+    folder: Path, method: str, budget: int
+) -> None:
+    (expected,) = evaluate_budgets(folder / method, [budget], device="cpu")
+    live = open_live(folder / method, device="cpu")
+    ids = open_split(live.run.info, "val", max_frames=99).video_ids
+    results = list(predict_videos(live, split_videos(folder, ids), budget=budget))
+    for key in ("frames", "fine_frames"):
+        assert np.mean([getattr(r, key) for r in results]) == pytest.approx(expected[f"{key}_mean"])
+    gflops = np.mean([result.gflops_total for result in results])
+    assert gflops == pytest.approx(expected["gflops_mean"])
+    assert max(result.fine_frames for result in results) <= budget
+    assert live.fine.rows == sum(result.fine_frames for result in results)
+    if live.coarse:
+        assert live.coarse.rows == sum(result.frames for result in results)
+
+
+def test_an_agent_takes_no_budget(folder: Path) -> None:
+    arguments = [folder / "clips", "--run", folder / "fastforward", "--budget", 2]
+    result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
+    assert result.exit_code == 1
+    assert "takes no --budget" in result.output
+
+
 def test_a_row_is_computed_once_and_only_when_it_is_read() -> None:
     asked = []
 
     def network(pixels: np.ndarray) -> torch.Tensor:
-        asked.append(int(pixels[0, 0]))
+        asked.append(pixels[:, 0].tolist())
         return torch.from_numpy(pixels).float()
 
     rows = LazyRows([np.array([k, 10 * k]) for k in range(4)], network, torch.device("cpu"))
     assert rows[torch.tensor([2, 2, 0])].tolist() == [[2, 20], [2, 20], [0, 0]]
-    assert asked == [2, 0]
+    assert asked == [[2, 0]]
     assert torch.cat([torch.zeros(4, 1), rows], dim=1).shape == (4, 3)
-    assert sorted(asked) == [0, 1, 2, 3]
+    assert asked == [[2, 0], [1, 3]]
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(8, 4), (3, 4), (1, 1), (301, 129)])

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from clips import Clip, read_number, steady_times
 
 from extract.preprocess import Preprocessing
+from extract.sampling import first_rows
 from extract.supervise import (
+    SLOTS_PER_WORKER,
     Decoded,
     DecodeLimits,
     DecodePool,
@@ -114,6 +117,26 @@ def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -
                 time.sleep(0.5)  # more than the limit in all: there are five blocks of 32 rows
     assert events[-1] is Decoded
     assert events.count(Rows) == 5
+
+
+def test_a_stopped_video_gives_few_more_rows_and_the_next_gives_all(
+    clips: list[Path], tmp_path: Path
+) -> None:
+    path = Clip("long.mp4", "libx264", steady_times(800, 25), width=64).build(tmp_path)
+    opts = replace(options(), max_rows=100, select=first_rows, block_rows=1)
+    blocks = {path.name: 0, clips[2].name: 0}
+    ends = []
+    with DecodePool(1, opts) as pool:
+        for event in pool.run([task(path), task(clips[2])]):
+            if isinstance(event, Started) and event.video_id == path.name:
+                assert event.rows == 100
+            if isinstance(event, Rows):
+                blocks[event.video_id] += 1
+                pool.stop(path.name)  # again and again: only the first counts
+            ends += [event.video_id] if isinstance(event, Decoded) else []
+    assert ends == [path.name, clips[2].name]
+    assert blocks[path.name] <= 2 * SLOTS_PER_WORKER
+    assert blocks[clips[2].name] == 12
 
 
 def test_a_worker_that_is_killed_gets_its_video_done_by_another(tmp_path: Path) -> None:
