@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -224,6 +224,18 @@ def missing_tasks(
             file=sys.stderr,
         )
     return tasks
+
+
+def longest_first(tasks: Sequence[DecodeTask]) -> list[DecodeTask]:
+    """By size of the file: nothing is opened. Paths become absolute, for other processes."""
+
+    def size(task: DecodeTask) -> int:
+        try:
+            return task.path.stat().st_size
+        except OSError:
+            return 0  # its worker will tell
+
+    return [replace(t, path=t.path.absolute()) for t in sorted(tasks, key=size, reverse=True)]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from extract.videos import VideoListError
 from pipelines.datasets.listing import DataSetError, Source
 from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED, Choice
 from pipelines.experiment import Done, open_experiment, run_experiment
+from pipelines.extract import extract
 from pipelines.importing import DATASETS, Report, import_dataset
 from pipelines.jobs import JobError, plan_jobs
 from pipelines.manifest import ManifestError, manifest_schema
@@ -187,6 +188,9 @@ def status(manifest: Path, settings: dict[str, str], out: Path | None, as_json: 
     done = sum(state.state == "done" for state in states)
     click.echo(f"{layout.out}: {done} of {len(states)} jobs done")
     click.echo(format_states(states, notes=notes))
+
+
+main.add_command(extract)
 
 
 @main.command()

@@ -1,0 +1,166 @@
+"""Extraction on all GPUs of this machine: a process for each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extract.store import StoreError
+from extract.videos import Video
+from pipelines.jobs import JobError
+
+if TYPE_CHECKING:  # else loading this file would load torch
+    from extract.backbones import Backbone
+    from extract.run import ExtractOptions, ExtractSummary, Outcome
+    from extract.supervise import DecodeTask
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that we may use, as CUDA_VISIBLE_DEVICES names them; torch is not asked."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        names = [name.strip() for name in named.split(",")]
+        end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
+        return names[:end]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def extract_on_gpus(
+    videos: Sequence[Video],
+    out: Path,
+    backbones: Sequence[Backbone],
+    options: ExtractOptions,
+    *,
+    gpus: Sequence[str],
+) -> ExtractSummary:
+    """As `extract_features`, by one process for each GPU; each takes an equal share, longest first.
+
+    Raises: StoreError as there; JobError if a process dies: what it had committed is kept.
+    """
+    from extract.run import ExtractSummary, Ledger, interruptible, longest_first, missing_tasks
+
+    summary, started = ExtractSummary(), time.monotonic()
+    workers = max(1, options.worker_count() // len(gpus))
+    options = replace(options, workers=workers)
+    with interruptible():
+        tasks = longest_first(missing_tasks(videos, out, backbones, summary))
+        shares = [tasks[i :: len(gpus)] for i in range(len(gpus))]
+        with Ledger(out, len(tasks), summary) as ledger:
+            children = [
+                _start(gpu, share, out, backbones, options)
+                for gpu, share in zip(gpus, shares, strict=True)
+                if share
+            ]
+            try:
+                for outcome in _outcomes(children):
+                    ledger.take(outcome)
+            except KeyboardInterrupt:
+                summary.interrupted = True
+                _end(children)
+                for outcome in _outcomes(children):
+                    ledger.take(outcome)
+            finally:
+                _end(children)
+                for child in children:
+                    child.process.join()
+    summary.wall_seconds = time.monotonic() - started
+    return summary
+
+
+@dataclass(frozen=True)
+class _Child:
+    gpu: str
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+
+
+def _start(
+    gpu: str,
+    tasks: Sequence[DecodeTask],
+    out: Path,
+    backbones: Sequence[Backbone],
+    options: ExtractOptions,
+) -> _Child:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, tasks, out, backbones, options))
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # what the child is born with
+    try:
+        process.start()
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+    theirs.close()
+    return _Child(gpu, process, ours)
+
+
+def _end(children: Sequence[_Child]) -> None:
+    for child in children:
+        if child.process.is_alive():
+            child.process.terminate()
+
+
+def _outcomes(children: Sequence[_Child]) -> Iterator[Outcome]:
+    """What the children report, until all have ended.
+
+    Raises: StoreError of a child; JobError if one died.
+    """
+    alive = {child.connection: child for child in children if not child.connection.closed}
+    while alive:
+        for connection in wait(list(alive)):
+            assert isinstance(connection, Connection)
+            try:
+                message = connection.recv()
+            except EOFError:
+                child = alive.pop(connection)
+                connection.close()
+                child.process.join()
+                if child.process.exitcode:
+                    raise JobError(
+                        f"the process of GPU {child.gpu} died (exit code "
+                        f"{child.process.exitcode}); run the same command again to go on"
+                    ) from None
+                continue
+            if isinstance(message, StoreError):
+                raise message
+            yield message
+
+
+def _work(
+    connection: Connection,
+    tasks: Sequence[DecodeTask],
+    out: Path,
+    backbones: Sequence[Backbone],
+    options: ExtractOptions,
+) -> None:
+    """In a child: extract and report; the parent ends us by SIGTERM."""
+    from extract.run import Extractor, interruptible
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, and it decides
+    try:
+        with interruptible(), Extractor(out, backbones, options) as extractor:
+            try:
+                for outcome in chain(extractor.add(tasks), extractor.finish()):
+                    connection.send(outcome)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                extractor.commit()
+    except StoreError as error:
+        connection.send(error)
