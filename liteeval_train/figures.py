@@ -1,20 +1,33 @@
-"""Pictures of results. matplotlib draws to files only; no display is needed."""
+"""Pictures of results. matplotlib draws to files only; no display is needed.
+
+Names of runs, videos and classes are drawn as they are: no mathematics between dollar signs.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 FINE_GREEN = "#009E73"  # of the Okabe-Ito palette, told apart by colour-blind readers
 BORDER_POINTS = 4.0
+FRAME_INCHES = 1.1
+MIN_COLUMNS = 6  # so that the legend and most titles fit
+LETTERS_PER_INCH = 11  # of a title in 10 points, on the safe side
+TITLE_LINE_INCHES = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,26 +73,109 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, x_label: str, y_label: s
 
     Raises: ValueError without curves.
     """
+    figure, axes = _figure()
+    lines = _plot(axes, curves, COLOURS, x_label=x_label, y_label=y_label)
+    axes.grid(alpha=0.3)
+    legend = axes.legend(lines, [curve.label for curve in curves], frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    _save(figure, path.with_suffix(".png"))
+    rows = [(c.label, x, y) for c in curves for x, y in zip(c.x, c.y, strict=True)]
+    _write_csv(path.with_suffix(".csv"), ("line", x_label, y_label), rows)
+
+
+def _plot(
+    axes: Axes,
+    curves: Sequence[Curve],
+    colours: Sequence[str],
+    *,
+    x_label: str,
+    y_label: str,
+    joined: bool = True,
+) -> list[Line2D]:
     if not curves:
         raise ValueError("no curves to draw")
-    figure, axes = _figure()
+    lines: list[Line2D] = []
     for number, curve in enumerate(curves):
-        axes.plot(
+        colour, marker = style_of(number)
+        dots = len(curve.x) <= 30 or not joined
+        lines += axes.plot(
             curve.x,
             curve.y,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)] if len(curve.x) <= 30 else None,
-            label=curve.label,
+            color=colours[colour],
+            marker=MARKERS[marker] if dots else None,
+            linestyle="-" if joined else "none",
         )
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if all(float(x).is_integer() for curve in curves for x in curve.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path.with_suffix(".png"))
-    rows = [(c.label, x, y) for c in curves for x, y in zip(c.x, c.y, strict=True)]
-    _write_csv(path.with_suffix(".csv"), ("line", x_label, y_label), rows)
+    return lines
+
+
+def style_of(number: int) -> tuple[int, int]:
+    """Colour and mark of a curve, as places in COLOURS and MARKERS: 49 pairs before one repeats."""
+    return number % len(COLOURS), (number + number // len(COLOURS)) % len(MARKERS)
+
+
+# Colours that stand for variables of a page's style sheet, so that a picture follows light and dark
+INK, GRID = "#010203", "#010204"
+VARIABLES = {INK: "var(--ink)", GRID: "var(--rule)"} | {
+    f"#0a0b{number:02x}": f"var(--series-{number})" for number in range(len(COLOURS))
+}
+
+
+def curves_svg(curves: Sequence[Curve], *, x_label: str, y_label: str, joined: bool = True) -> str:
+    """An <svg> element for a page, without prolog, legend, width or height.
+
+    Colours are variables of the page's style sheet: --ink, --rule, --series-0, … (`style_of`).
+    Texts stay texts. Labels of curves are not in it: the page tells them.
+    Raises: ValueError without curves.
+    """
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"{x_label} {y_label} {len(curves)}",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GRID,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "grid.color": GRID,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with rc_context(settings):
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        colours = [colour for colour in VARIABLES if colour not in (INK, GRID)]
+        _plot(axes, curves, colours, x_label=x_label, y_label=y_label, joined=joined)
+        axes.grid(linewidth=0.6)
+        axes.set_axisbelow(True)
+        text = io.StringIO()
+        about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(text, metadata=about)
+    return _as_element(text.getvalue())
+
+
+def _as_element(document: str) -> str:
+    """The svg element of a document that matplotlib wrote, ready to stand inside a page."""
+    svg = document[document.index("<svg ") :]
+    for pattern, replacement in (
+        (r"<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", ""),  # its rules would reach the page
+        (r' (?:xmlns:xlink|version)="[^"]*"', ""),
+        (r"xlink:href", "href"),
+        (r"font-family: [^;]*;", "font-family: inherit;"),
+    ):
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    svg = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    used = set(re.findall(r'#([\w.]+)["\)]', svg))
+    svg = re.sub(r' id="([\w.]+)"', lambda match: match[0] if match[1] in used else "", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.strip()
 
 
 def draw_boxes(groups: Mapping[str, Sequence[float]], path: Path, *, y_label: str) -> None:
@@ -98,7 +194,9 @@ def draw_boxes(groups: Mapping[str, Sequence[float]], path: Path, *, y_label: st
         medianprops={"color": COLOURS[0]},
     )
     names = [name for name, _ in ordered]
-    axes.set_xticks(range(1, len(names) + 1), names, rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(1, len(names) + 1), names, rotation=60, ha="right", fontsize=8, parse_math=False
+    )
     axes.set_ylabel(y_label)
     axes.grid(axis="y", alpha=0.3)
     _save(figure, path.with_suffix(".png"))
@@ -128,24 +226,41 @@ def draw_filmstrips(
     """Write one picture with a strip per video; a strip longer than `columns` goes on below.
 
     Frames that were read finely have a green border (the paper's Figure 5) and the word "fine" in
-    their caption, so that the picture does not rest on colour alone.
+    their caption, so that the picture does not rest on colour alone. Titles wrap.
     Raises: ValueError without strips.
     """
     if not strips:
         raise ValueError("no filmstrips to draw")
-    columns = min(columns, max(len(strip.used_T) for strip in strips))
+    columns = min(columns, max(MIN_COLUMNS, *(len(strip.used_T) for strip in strips)))
+    width = columns * FRAME_INCHES * 1.06 + 0.2
+    titles = [textwrap.wrap(_title(strip), int(width * LETTERS_PER_INCH)) for strip in strips]
     lines = [-(-len(strip.used_T) // columns) for strip in strips]
-    frame_inches, title_inches = 1.1, 0.34
-    heights = [_aspect(strip) * frame_inches + 0.28 for strip in strips]
-    total = sum(n * h + title_inches for n, h in zip(lines, heights, strict=True)) + 0.3
-    figure = Figure(figsize=(columns * frame_inches * 1.06 + 0.2, total), dpi=dpi)
+    heights = [_aspect(strip) * FRAME_INCHES + 0.28 for strip in strips]
+    title_inches = [0.14 + TITLE_LINE_INCHES * len(title) for title in titles]
+    total = sum(n * h + t for n, h, t in zip(lines, heights, title_inches, strict=True)) + 0.3
+    figure = Figure(figsize=(width, total), dpi=dpi)
     top = total - 0.05
-    for strip, count, line_inches in zip(strips, lines, heights, strict=True):
-        _draw_strip(figure, strip, top, columns, line_inches, title_inches)
-        top -= count * line_inches + title_inches
+    for strip, title, inches, count, line_inches in zip(
+        strips, titles, title_inches, lines, heights, strict=True
+    ):
+        _write_title(figure, title, top)
+        _draw_strip(figure, strip, top - inches, columns, line_inches)
+        top -= count * line_inches + inches
     legend = "green border: read by the fine backbone; other frames: coarse backbone only"
-    figure.text(0.1 / figure.get_figwidth(), 0.08 / total, legend, fontsize=8, color="0.3")
+    figure.text(0.1 / width, 0.08 / total, legend, fontsize=8, color="0.3")
     FigureCanvasAgg(figure).print_figure(path, dpi=dpi, facecolor="white")
+
+
+def _title(strip: Filmstrip) -> str:
+    used = int(strip.used_T.sum())
+    return f"{strip.title} — {used} of {len(strip.used_T)} frames read finely"
+
+
+def _write_title(figure: Figure, lines: Sequence[str], top: float) -> None:
+    width, height = figure.get_size_inches()
+    for number, line in enumerate(lines):
+        y = (top - 0.22 - number * TITLE_LINE_INCHES) / height
+        figure.text(0.1 / width, y, line, fontsize=10, parse_math=False)
 
 
 def _aspect(strip: Filmstrip) -> float:
@@ -155,22 +270,14 @@ def _aspect(strip: Filmstrip) -> float:
 
 
 def _draw_strip(
-    figure: Figure,
-    strip: Filmstrip,
-    top: float,
-    columns: int,
-    line_inches: float,
-    title_inches: float,
+    figure: Figure, strip: Filmstrip, top: float, columns: int, line_inches: float
 ) -> None:
-    """Draw a strip whose upper edge lies `top` inches above the figure's lower one."""
+    """Draw frames whose upper edge lies `top` inches above the figure's lower one."""
     width, height = figure.get_size_inches()
     cell = (width - 0.2) / columns
-    used = int(strip.used_T.sum())
-    title = f"{strip.title} — {used} of {len(strip.used_T)} frames read finely"
-    figure.text(0.1 / width, (top - 0.22) / height, title, fontsize=10)
     for number, frame in enumerate(strip.frames_THWC):
         line, column = divmod(number, columns)
-        bottom = top - title_inches - (line + 1) * line_inches + 0.24
+        bottom = top - (line + 1) * line_inches + 0.24
         axes = figure.add_axes(
             (
                 (0.1 + column * cell + 0.03) / width,

@@ -1,4 +1,8 @@
-"""Filmstrips: the pixels that are written."""
+"""Filmstrips: the pixels that are written. Figures as files and as parts of a page."""
+
+import dataclasses
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from liteeval_train.figures import (
     FINE_GREEN,
     Curve,
     Filmstrip,
+    curves_svg,
     draw_boxes,
     draw_curves,
     draw_filmstrips,
@@ -75,3 +80,41 @@ def test_curve_without_points_is_refused(tmp_path):
         Curve("a", [], [])
     with pytest.raises(ValueError, match="no curves"):
         draw_curves([], tmp_path / "x", x_label="", y_label="")
+
+
+def ink_at_the_right_edge(path) -> int:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    return int((pixels[:, -4:] < 200).sum())
+
+
+def test_a_long_title_over_few_frames_is_not_cut_off(tmp_path):
+    heights = []
+    for title in ("short", "basketball_shooting/a_long_name_of_a_video " * 4):
+        titled = dataclasses.replace(strip(2, [1]), title=title)
+        draw_filmstrips([titled], tmp_path / "strip.png")
+        assert ink_at_the_right_edge(tmp_path / "strip.png") == 0
+        heights.append(Image.open(tmp_path / "strip.png").height)
+    assert heights[1] > heights[0]  # it went on in further lines
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are(tmp_path):
+    for name in ("$x^{$", "_hidden", "a$b$"):
+        draw_curves([Curve(name, [1], [2])], tmp_path / "x", x_label="GFLOPs", y_label="%")
+        draw_boxes({name: [1, 2]}, tmp_path / "x", y_label="frames")
+        draw_filmstrips([dataclasses.replace(strip(2, []), title=name)], tmp_path / "x.png")
+
+
+def test_a_figure_for_a_page_takes_its_colours_from_the_page_and_names_no_other_place():
+    curves = [Curve(str(number), [1, 2], [number, 3]) for number in range(9)]
+    svg = curves_svg(curves, x_label="GFLOPs", y_label="mAP %")
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert {*root.attrib} == {"viewBox"}  # as wide as the page lets it be
+    assert set(re.findall(r"https?://[^\s\"]+", svg)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"#[0-9a-fA-F]{6}\b|<style|<!--", svg)
+    assert {f"var(--series-{n})" for n in range(7)} <= set(re.findall(r"var\([\w-]+\)", svg))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"GFLOPs", "mAP %"} <= set(texts)
+    for reference in re.findall(r'(?:href="|url\()#([\w.]+)', svg):
+        assert f'id="{reference}"' in svg
