@@ -215,12 +215,12 @@ def table(runs: tuple[Path, ...], split: str) -> None:
     Example:
       liteeval table runs/ucf11/runs/* --split val
     """
-    from liteeval_train.run import RunError
-    from pipelines.report import ReportError, table_of_runs
+    from liteeval_train.compare import table_of_runs
+    from liteeval_train.run_files import RunError
 
     try:
         click.echo(table_of_runs(runs, split=split))
-    except (ReportError, RunError) as error:
+    except RunError as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -319,7 +319,7 @@ def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> Non
     from extract.decode import DecodeError
     from extract.store import StoreError
     from extract.videos import VideoListError
-    from liteeval_train.run import RunError
+    from liteeval_train.run_files import RunError
     from pipelines.report import ReportError, write_filmstrips
 
     try:
@@ -388,7 +388,7 @@ def predict(
 
 def _open_live(run: Path, weights: tuple[str, ...], device: str) -> LiveRun:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads leave cores to decoders
-    from liteeval_train.run import RunError
+    from liteeval_train.run_files import RunError
     from pipelines.live import PredictError, open_live
 
     try:

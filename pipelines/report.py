@@ -1,4 +1,4 @@
-"""Tables of runs, and filmstrips of what a run's gate did: fine frames have a green border."""
+"""Filmstrips of what a run's gate did: fine frames have a green border."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from PIL import Image
 from extract import decode
 from extract.store import FeatureStore
 from extract.videos import find_videos
-from liteeval_train.compare import format_comparison
 from liteeval_train.figures import Filmstrip, draw_filmstrips
-from liteeval_train.run import RunFolder
+from liteeval_train.run_files import RunFiles
 
 THUMBNAIL_PX = (320, 240)  # width, height
 MAX_FRAMES = 36  # of a video in the picture
@@ -39,7 +38,7 @@ def write_filmstrips(
     Raises: ReportError if the evaluation or a source file is missing, or the picture cannot be
         written; RunError, StoreError, DecodeError as the parts raise them.
     """
-    folder = RunFolder(run)
+    folder = RunFiles(run)
     results = read_results(folder.evaluation_videos(split))
     chosen = choose_results(results, count)
     store = FeatureStore(folder.read_info().fine.path)
@@ -54,25 +53,6 @@ def write_filmstrips(
     except OSError as error:
         raise ReportError(f"{picture}: cannot be written ({error.strerror})") from error
     return [result["video_id"] for result in chosen]
-
-
-def table_of_runs(runs: Sequence[Path], *, split: str) -> str:
-    """The evaluations of runs as a table whose rows have the names of the runs' folders.
-
-    Raises: ReportError if a run is not evaluated on this split.
-    """
-    summaries = []
-    for run in runs:
-        path = RunFolder(run).evaluation(split)
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ReportError(
-                f"{path}: cannot be read ({error}); make it with liteeval-train evaluate {run} "
-                f"--split {split}"
-            ) from error
-        summaries.append({**summary, "method": run.name})
-    return format_comparison(summaries, "table")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
