@@ -182,7 +182,7 @@ def extract_features(
     started = time.monotonic()
     with interruptible(), Extractor(out, backbones, options) as extractor:
         try:
-            tasks = missing_tasks(videos, out, backbones, summary)
+            tasks = missing_tasks(videos, out, store_names(backbones), summary)
             extractor.decode_processes = min(options.worker_count(), len(tasks))
             with Ledger(out, len(tasks), summary) as ledger:
                 for outcome in chain(extractor.add(tasks), extractor.finish()):
@@ -195,14 +195,20 @@ def extract_features(
     return summary
 
 
+def store_names(backbones: Sequence[Backbone]) -> list[str]:
+    return [backbone.spec.store_name for backbone in backbones]
+
+
 def missing_tasks(
-    videos: Iterable[Video], out: Path, backbones: Sequence[Backbone], summary: ExtractSummary
+    videos: Iterable[Video], out: Path, names: Sequence[str], summary: ExtractSummary
 ) -> list[DecodeTask]:
     """What each video still lacks; a video that every store holds is no task.
 
     Counts in `summary` those that are stored, and tells of sources that have changed since.
+
+    Args:
+        names: of the stores below `out`.
     """
-    names = [backbone.spec.store_name for backbone in backbones]
     held: dict[str, FeatureStore | tuple[()]] = {
         name: FeatureStore(out / name) if part_paths(out / name) else () for name in names
     }

@@ -51,13 +51,20 @@ def extract_on_gpus(
 
     Raises: StoreError as there; JobError if a process dies: what it had committed is kept.
     """
-    from extract.run import ExtractSummary, Ledger, interruptible, longest_first, missing_tasks
+    from extract.run import (
+        ExtractSummary,
+        Ledger,
+        interruptible,
+        longest_first,
+        missing_tasks,
+        store_names,
+    )
 
     summary, started = ExtractSummary(), time.monotonic()
     workers = max(1, options.worker_count() // len(gpus))
     options = replace(options, workers=workers)
     with interruptible():
-        tasks = longest_first(missing_tasks(videos, out, backbones, summary))
+        tasks = longest_first(missing_tasks(videos, out, store_names(backbones), summary))
         shares = [tasks[i :: len(gpus)] for i in range(len(gpus))]
         with Ledger(out, len(tasks), summary) as ledger:
             children = [

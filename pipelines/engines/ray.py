@@ -8,13 +8,14 @@ another actor takes its place. Stores lie on a file system that all nodes share.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # else loading this file would load torch
     from extract.backbones import Backbone
     from extract.run import ExtractOptions, Extractor, ExtractSummary, Ledger, Outcome
     from extract.supervise import DecodeTask
+
+Load = Callable[["ExtractOptions"], Any]  # makes an Extractor, or what works as one
 
 CPUS_PER_ACTOR = 4  # where there is no GPU
 CALLS_AHEAD = 2  # groups that an actor has in hand, so that it never waits for the next
@@ -57,6 +60,9 @@ def connected(address: str | None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     settings: dict[str, Any] = alone if address == "local" else {}
+    if address == "local":  # its ports are open to all: let no one else in
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -108,7 +114,14 @@ def extract_on_ray(
     Raises: StoreError as there, or if a node does not see `out`; JobError if the cluster cannot be
         used.
     """
-    from extract.run import ExtractSummary, Ledger, interruptible, longest_first, missing_tasks
+    from extract.run import (
+        ExtractSummary,
+        Ledger,
+        interruptible,
+        longest_first,
+        missing_tasks,
+        store_names,
+    )
     from extract.store import FeatureWriter
 
     summary, started = ExtractSummary(), time.monotonic()
@@ -117,59 +130,44 @@ def extract_on_ray(
         for backbone in backbones:  # refuses a store of another identity before any work
             identity = backbone.identity(sample_fps=options.fps, precision=options.precision)
             FeatureWriter(out / backbone.spec.store_name, identity)
-        tasks = longest_first(missing_tasks(videos, out, backbones, summary))
-        with Ledger(out, len(tasks), summary) as ledger, _witness(out) as witness:
-            crew = _Crew(ray, out, backbones, options, ledger, witness)
-            try:
-                crew.work(tasks)
-            except KeyboardInterrupt:
-                summary.interrupted = True
-                crew.stop()
-            finally:
-                crew.dismiss()
+        stores = Stores(out, tuple(store_names(backbones)))
+        tasks = longest_first(missing_tasks(videos, out, stores.names, summary))
+        load = functools.partial(_load_extractor, [ray.put(list(backbones))], out)
+        with Ledger(out, len(tasks), summary) as ledger:
+            summary.interrupted = not work_through(ray, tasks, stores, options, ledger, load=load)
     summary.wall_seconds = time.monotonic() - started
     return summary
 
 
-@contextmanager
-def _witness(out: Path) -> Iterator[Path]:
-    """A file by which an actor sees that it has the same `out` as we have."""
-    path = out / f".ray-{secrets.token_hex(8)}"
-    try:
-        path.touch()
-    except OSError as error:
-        raise StoreError(f"{out}: not writable ({error.strerror})") from error
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+def _load_extractor(place: list[Any], out: Path, options: ExtractOptions) -> Extractor:
+    """In an actor: the backbones from Ray's object store.
+
+    `place` is a list because Ray would load its content before the environment of torch is set.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import ray
+
+    from extract.run import Extractor
+
+    return Extractor(out, ray.get(place[0]), options)
 
 
 class ExtractionActor:
     """In a process on some node: an Extractor that is handed group after group."""
 
-    def start(self, backbones: list[Any], out: Path, options: ExtractOptions, seen: Path) -> None:
+    def start(self, load: Load, options: ExtractOptions, witness: Path) -> None:
         """Load what all groups need.
 
-        Args:
-            backbones: their place in Ray's object store, in a list so that Ray does not load them
-                before the environment of torch is set.
-
-        Raises: StoreError if this node does not see the driver's files.
+        Raises: StoreError if this node does not see the file that the driver wrote.
         """
         # Decode processes are spawned and would load Ray's main file, and with it all of Ray.
         sys.modules["__main__"].__file__ = None
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import ray
-
-        from extract.run import Extractor
-
-        if not seen.exists():
+        if not witness.exists():
             raise StoreError(
-                f"{out}: node {os.uname().nodename} does not see what the driver wrote there; "
-                "give an --out on a file system that all nodes share"
+                f"{witness.parent}: node {os.uname().nodename} does not see what the driver wrote "
+                "there; give an --out on a file system that all nodes share"
             )
-        self._extractor: Extractor = Extractor(out, ray.get(backbones[0]), options)
+        self._extractor = load(options)
         self._outcomes: deque[Outcome] = deque()
 
     def add(self, tasks: Sequence[DecodeTask]) -> list[Outcome]:
@@ -191,6 +189,56 @@ class ExtractionActor:
         return taken
 
 
+@dataclass(frozen=True)
+class Stores:
+    """The stores that a run fills: names of folders below `out`."""
+
+    out: Path
+    names: tuple[str, ...]
+
+    @contextmanager
+    def witness(self) -> Iterator[Path]:
+        """A file by which an actor sees that it has the same `out` as we have."""
+        path = self.out / f".ray-{secrets.token_hex(8)}"
+        try:
+            path.touch()
+        except OSError as error:
+            raise StoreError(f"{self.out}: not writable ({error.strerror})") from error
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def work_through(
+    ray: Any,
+    tasks: Sequence[DecodeTask],
+    stores: Stores,
+    options: ExtractOptions,
+    ledger: Ledger,
+    *,
+    load: Load,
+) -> bool:
+    """Have the actors of a cluster do all tasks.
+
+    Args:
+        load: makes the extractor of an actor, there.
+
+    Returns: whether all was done; False: interrupted, after a commit of what was complete.
+    Raises: StoreError if a store cannot be written; JobError if no actor can be started.
+    """
+    with stores.witness() as witness:
+        crew = _Crew(ray, stores, options, ledger, load, witness)
+        try:
+            crew.work(tasks)
+        except KeyboardInterrupt:
+            crew.stop()
+            return False
+        finally:
+            crew.dismiss()
+    return True
+
+
 @dataclass
 class _Member:
     """The driver's side of an actor."""
@@ -210,15 +258,14 @@ class _Crew:
     def __init__(
         self,
         ray: Any,
-        out: Path,
-        backbones: Sequence[Backbone],
+        stores: Stores,
         options: ExtractOptions,
         ledger: Ledger,
+        load: Load,
         witness: Path,
     ) -> None:
-        self._ray, self._out, self._ledger, self._witness = ray, out, ledger, witness
-        self._backbones, self._options = backbones, options
-        self._placed_backbones = ray.put(list(backbones))
+        self._ray, self._stores, self._ledger = ray, stores, ledger
+        self._options, self._load, self._witness = options, load, witness
         self._waiting: deque[DecodeTask] = deque()
         self._suspects: deque[list[DecodeTask]] = deque()
         self._members: list[_Member] = []
@@ -269,9 +316,8 @@ class _Crew:
             device="cuda" if share.gpus else "cpu",
             workers=self._options.workers or max(1, share.cpus - 1),
         )
-        place = [self._placed_backbones]
         self._members.append(member)
-        self._calls[actor.start.remote(place, self._out, options, self._witness)] = member
+        self._calls[actor.start.remote(self._load, options, self._witness)] = member
 
     def _employ(self, member: _Member) -> None:
         """Give an actor work, if there is some for it.
@@ -367,10 +413,10 @@ class _Crew:
         from extract.run import Extracted, ExtractSummary, missing_tasks
 
         videos = [Video(task.video_id, task.path) for task in member.tasks.values()]
-        lost = missing_tasks(videos, self._out, self._backbones, ExtractSummary())
+        lost = missing_tasks(videos, self._stores.out, self._stores.names, ExtractSummary())
         done = member.tasks.keys() - {task.video_id for task in lost}
         if done:
-            store = FeatureStore(self._out / self._backbones[0].spec.store_name)
+            store = FeatureStore(self._stores.out / self._stores.names[0])
             for video_id in sorted(done):
                 item = store[video_id]
                 rows = len(item.features)
