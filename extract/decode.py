@@ -6,9 +6,10 @@ wanted, and with them the packets that need not be decoded at all:
 - a non-reference frame nobody wants (the codec's own skip_frame, switched per packet);
 - everything behind the last wanted frame of a group of pictures, up to the next key frame.
 
-Both leave every wanted pixel as full sequential decoding gives it. Where the packets do not tell
-the truth (missing timestamps, damage, a stream that starts without a key frame), or a wanted
-frame does not come out, the timeline is taken from decoding every frame instead.
+Both leave every wanted pixel as full sequential decoding gives it. Where key frames are indexed and
+the next packet is far, it is sought, which saves reading; it must be that very packet. Where the
+packets do not tell the truth (missing timestamps, damage, a stream that starts without a key
+frame), or a wanted frame does not come out, the timeline is taken from decoding every frame.
 
 This file is the only one that imports a decoding library. Each call opens the file anew, decodes
 on one thread and never reaches beyond the file: demuxers and protocols are allow-listed, and
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,6 +121,7 @@ class Packets:
     """The video packets of a file in order of decoding, without the end-of-stream marker."""
 
     pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
     duration: list[int] = field(default_factory=list)
     key: list[bool] = field(default_factory=list)
     discard: list[bool] = field(default_factory=list)
@@ -308,6 +310,7 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> Packets:
             packets.corrupt = True
             break
         packets.pts.append(packet.pts)
+        packets.dts.append(packet.dts)
         packets.duration.append(packet.duration or 0)
         packets.key.append(packet.is_keyframe)
         packets.discard.append(packet.is_discard)
@@ -523,17 +526,19 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
     skips = video.codec in _SKIPS_NON_REFERENCE and packets.temporal_layers == 1
     with _open_video(video.path, video.options) as (container, stream):
         context = stream.codec_context
+        reader = _PacketReader(container, stream, packets)
         mode = DECODE
-        for i, (action, packet) in enumerate(zip(plan, _demux(container, stream), strict=False)):
+        for i, action in enumerate(plan):
             if action == DROP:
                 continue
-            if packet is None:
-                yield None
-                return
             try:
                 if i in restarts:
                     yield from context.decode(None)
                     context.flush_buffers()
+                packet = reader.read(i, may_seek=i in restarts)
+                if packet is None:
+                    yield None
+                    return
                 if skips and action != mode:
                     context.skip_frame = "NONREF" if action == REFERENCE_ONLY else "DEFAULT"
                     mode = action
@@ -547,7 +552,53 @@ def _decode_actions(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame | N
             yield None
 
 
+class _PacketReader:
+    """The packets of a probed stream by number, ascending; far ones are sought, not read up to.
+
+    A packet counts only with the timestamp it had when the stream was probed, so a seek that went
+    astray is noticed.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, packets: Packets) -> None:
+        self._container = container
+        self._stream = stream
+        self._packets = packets
+        self._coming = _demux(container, stream)
+        self._position = 0  # number of the packet that comes next
+        self._seeks = bool(SEEKING & set(container.format.name.split(",")))
+
+    def read(self, number: int, *, may_seek: bool) -> Packet | None:
+        """None at a read error, or if another packet comes than was probed.
+
+        Args:
+            may_seek: whether the decoder holds nothing, for seeking empties it.
+        """
+        dts = self._packets.dts[number]
+        far = number - self._position >= SEEK_PACKETS
+        if may_seek and far and self._seeks and dts is not None:
+            return self._seek(number, dts)
+        packet = next(islice(self._coming, number - self._position, None), None)
+        self._position = number + 1
+        expected = self._packets.pts[number]
+        return packet if packet is not None and packet.pts == expected else None
+
+    def _seek(self, number: int, dts: int) -> Packet | None:
+        """Read on from the key frame at or before a time of decoding."""
+        self._container.seek(dts, stream=self._stream)
+        self._coming = _demux(self._container, self._stream)
+        self._position = number + 1
+        wanted = (self._packets.pts[number], dts)
+        for packet in self._coming:
+            if packet is None or (packet.dts is not None and packet.dts > dts):
+                return None
+            if (packet.pts, packet.dts) == wanted:
+                return packet
+        return None
+
+
 DROP, REFERENCE_ONLY, DECODE = range(3)
+SEEKING = {"mov", "matroska"}  # containers with an index of key frames
+SEEK_PACKETS = 128  # reading that many takes longer than one seek
 DECORD_BLOCK_BYTES = 64 << 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ REAL_CLIPS = Path(__file__).parents[2] / "shared/data/clips"
 GOLDEN = json.loads((Path(__file__).parent / "data/clips_ffprobe.json").read_text())["clips"]
 
 CLOSED = {"preset": "veryfast", "x264-params": "keyint=12:min-keyint=12:bframes=2:scenecut=0"}
+
+
+@pytest.fixture(autouse=True)
+def seek_wherever_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These clips are short: as they are, no packet would be far enough to be sought."""
+    monkeypatch.setattr(decode, "SEEK_PACKETS", 1)
 
 
 def h264(name: str, frames: int = 60, **changes: Any) -> Clip:
@@ -233,6 +240,40 @@ def test_avi_with_b_frames_goes_by_order_and_average_rate(tmp_path: Path) -> Non
 
 
 # --- work that is left out -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_far_frames_are_sought_where_key_frames_are_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Frames 0, 150 and 299 of 300 in groups of 10: at most a group and a half for each."""
+    monkeypatch.undo()
+    options = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=2"}
+    clip = Clip(f"long.{suffix}", "libx264", steady_times(300, 25), options=options)
+    video = decode.probe(clip.build(tmp_path))
+    read = 0
+
+    def counting(*arguments: Any) -> Iterator[Any]:
+        nonlocal read
+        for packet in demux(*arguments):
+            read += 1
+            yield packet
+
+    demux = decode._demux
+    monkeypatch.setattr(decode, "_demux", counting)
+    frames = list(decode.iter_frames(video, [0, 150, 299]))
+    assert [read_number(frame) for frame in frames] == [0, 150, 299]
+    assert (read < 50) == (suffix != "ts")
+
+
+def test_a_seek_that_brings_another_packet_is_noticed(tmp_path: Path) -> None:
+    options = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=2"}
+    clip = Clip("long.mp4", "libx264", steady_times(300, 25), options=options)
+    video = decode.probe(clip.build(tmp_path))
+    assert video.packets is not None
+    video.packets.dts[200] = video.packets.dts[100]
+    with pytest.raises(decode.PacketsMislead):
+        list(decode.iter_frames(video, [0, 200]))
 
 
 def test_what_nobody_wants_is_not_decoded(tmp_path: Path) -> None:
