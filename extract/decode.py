@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice
@@ -39,7 +39,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from extract.sampling import Timeline, row_frames
+from extract.sampling import TOLERANCE_SECONDS, Timeline, row_count, row_frames
 from extract.videos import printable
 
 DECODERS = ("auto", "decord", "pyav")
@@ -158,21 +158,41 @@ class Video:
 # --- opening -------------------------------------------------------------------------------
 
 
-@contextmanager
-def _open_video(path: Path, options: DecodeOptions) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, decoding on one thread.
+@dataclass(frozen=True)
+class Source:
+    """What is opened, and what opening it may touch."""
 
-    Raises: DecodeError if the file cannot be opened or holds no acceptable video stream.
-    """
+    name: str  # as messages show it
+    url: str  # as libavformat reads it
+    protocols: str = "file"
+    demuxers: str = DEMUXERS
+
+
+def _open_video(
+    path: Path, options: DecodeOptions
+) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+    """Raises: DecodeError as `_open_source` does, or if the name cannot be told to it."""
     name = os.path.abspath(path)
     if printable(name) != name:
         raise DecodeError(f"{printable(path)}: the name is not UTF-8; rename it")
+    return _open_source(Source(str(path), "file:" + name), options)
+
+
+@contextmanager
+def _open_source(
+    source: Source, options: DecodeOptions
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its best video stream, decoding on one thread.
+
+    Raises: DecodeError if it cannot be opened or holds no acceptable video stream.
+    """
+    path = source.name
     try:
         container = av.open(
-            "file:" + name,
+            source.url,
             container_options={
-                "protocol_whitelist": "file",
-                "format_whitelist": DEMUXERS,
+                "protocol_whitelist": source.protocols,
+                "format_whitelist": source.demuxers,
                 "enable_drefs": "0",
                 "max_streams": str(MAX_STREAMS),
             },
@@ -180,7 +200,7 @@ def _open_video(path: Path, options: DecodeOptions) -> Iterator[tuple[InputConta
             metadata_errors="replace",
         )
     except av.FFmpegError as error:
-        raise DecodeError(f"{path}: not a readable video ({_reason(path, error)})") from error
+        raise DecodeError(f"{path}: not a readable video ({_reason(Path(path), error)})") from error
     with container:
         if len(container.streams) >= MAX_STREAMS:  # the demuxer stops there
             raise DecodeError(f"{path}: {MAX_STREAMS} streams or more, no sound video")
@@ -209,7 +229,7 @@ def _reason(path: Path, error: av.FFmpegError) -> str:
     return error.strerror or str(error)
 
 
-def _check_size(path: Path, width: int, height: int, options: DecodeOptions) -> None:
+def _check_size(path: Path | str, width: int, height: int, options: DecodeOptions) -> None:
     if width * height > options.max_pixels:
         raise DecodeError(
             f"{path}: frames of {width} × {height} pixels, more than the limit of "
@@ -218,7 +238,7 @@ def _check_size(path: Path, width: int, height: int, options: DecodeOptions) -> 
 
 
 def _check_refusal(
-    path: Path, error: av.FFmpegError, context: VideoCodecContext, options: DecodeOptions
+    path: Path | str, error: av.FFmpegError, context: VideoCodecContext, options: DecodeOptions
 ) -> None:
     """Raises: DecodeError if the codec refused a packet for its size or for want of memory."""
     _check_size(path, context.width, context.height, options)
@@ -478,7 +498,7 @@ def _decode_counting(video: Video, wanted: np.ndarray) -> Iterator[VideoFrame]:
 
 
 def _decode_all(
-    path: Path, options: DecodeOptions, container: InputContainer, stream: VideoStream
+    path: Path | str, options: DecodeOptions, container: InputContainer, stream: VideoStream
 ) -> Iterator[VideoFrame | None]:
     """Every frame in order of presentation; None for each packet the demuxer or codec refused.
 
@@ -639,6 +659,10 @@ def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], s
 def _to_rgb(video: Video, frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """(H, W, 3) uint8, turned upright by the rotation the file carries."""
     _check_size(video.path, frame.width, frame.height, video.options)
+    return _upright(frame, reformatter)
+
+
+def _upright(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
@@ -813,3 +837,71 @@ def _sample(
         return video, [keep(frame) for frame in iter_frames(video, wanted)]
 
     return decode_video(path, sample, options)
+
+
+# --- streams -------------------------------------------------------------------------------
+
+
+def iter_stream(
+    source: Source, fps: float, options: DecodeOptions = DEFAULTS
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The rows of a source that may never end, as they come.
+
+    Row k is the frame on display k / fps seconds after the first, as in a store; it is known when
+    the next frame comes or the source ends. Every frame is decoded, one is held.
+
+    Yields: the row's presentation time in seconds, and (H, W, 3) uint8 RGB, upright.
+    Raises: DecodeError if the source cannot be opened or gives no frame.
+    """
+    path, reformatter, row = source.name, VideoReformatter(), 0
+    shown: VideoFrame | None = None
+    with _open_source(source, options) as (container, stream):
+        clock = _StreamClock(stream, trust_pts=not _has_useless_timestamps(container, stream))
+        for frame in _decode_all(path, options, container, stream):
+            if frame is None:
+                continue
+            _check_size(path, frame.width, frame.height, options)
+            before, now = clock.seconds, clock.advance(frame)
+            while shown is not None and row / fps + TOLERANCE_SECONDS < now:
+                yield before, _upright(shown, reformatter)
+                row += 1
+            shown = frame
+        if shown is None:
+            raise DecodeError(f"{path}: no frame can be decoded")
+        for _ in range(row, row_count(clock.seconds + clock.last_duration, fps)):
+            yield clock.seconds, _upright(shown, reformatter)
+
+
+MAX_GAP_SECONDS = 60.0
+
+
+class _StreamClock:
+    """Seconds since the first frame, ascending whatever the timestamps do.
+
+    A time that goes back, or ahead by more than a minute, starts a new count: streams wrap around
+    and reconnect.
+    """
+
+    def __init__(self, stream: VideoStream, *, trust_pts: bool) -> None:
+        self.seconds = 0.0
+        self._time_base = float(stream.time_base or Fraction(1, 90000))
+        self._period = float(1 / _frame_rate(stream))
+        self.last_duration = self._period
+        self._trust_pts = trust_pts
+        self._origin: int | None = None
+        self._frames = 0
+
+    def advance(self, frame: VideoFrame) -> float:
+        """The time of the next frame."""
+        earliest = self.seconds + self._period if self._frames else 0.0
+        seconds = earliest
+        if self._trust_pts and frame.pts is not None:
+            if self._origin is not None:
+                seconds = (frame.pts - self._origin) * self._time_base
+            if self._origin is None or not 0 < seconds - self.seconds <= MAX_GAP_SECONDS:
+                seconds = earliest
+                self._origin = frame.pts - round(earliest / self._time_base)
+            if frame.duration:
+                self.last_duration = frame.duration * self._time_base
+        self.seconds, self._frames = seconds, self._frames + 1
+        return seconds
