@@ -44,7 +44,7 @@ SLOT_BYTES = 4 << 20
 VIDEOS_PER_WORKER = 1000  # then a fresh process, against leaks in native code
 PROBE_BYTES_PER_SECOND = 10e6  # reading slower than this counts as hanging
 
-_context = multiprocessing.get_context("spawn")
+spawning = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -225,13 +225,13 @@ class _Worker:
         self._options = options
         self._attempt = 0
         self._videos = 0
-        self._memory = _context.RawArray("B", options.memory_bytes)
+        self._memory = spawning.RawArray("B", options.memory_bytes)
         self._launch()
 
     def _launch(self) -> None:
-        self.connection, theirs = _context.Pipe()
+        self.connection, theirs = spawning.Pipe()
         arguments = (theirs, self._memory, self._options)
-        self.process = _context.Process(target=_serve, args=arguments, daemon=True)
+        self.process = spawning.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self._videos = 0
@@ -317,7 +317,7 @@ def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _bound_memory(options.limits.memory_bytes)
+    bound_memory(options.limits.memory_bytes)
     service = _Service(connection, memory, options)
     try:
         while True:
@@ -326,7 +326,7 @@ def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
         os._exit(0)  # the parent is gone
 
 
-def _bound_memory(extra_bytes: int) -> None:
+def bound_memory(extra_bytes: int) -> None:
     with open("/proc/self/statm") as file:
         now_bytes = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
