@@ -33,6 +33,7 @@ from pipelines.plan import (
 
 if TYPE_CHECKING:
     from pipelines.live import LiveRun
+    from pipelines.stream import StreamUpdate
 
 DEMO_MANIFEST = Path(__file__).with_name("demo.yaml")
 
@@ -384,6 +385,78 @@ def predict(
     if as_json:
         click.echo(json.dumps({"run": str(run_folder), "videos": results}, indent=2))
     sys.exit(SOME_VIDEOS_FAILED if failed else 0)
+
+
+@main.command()
+@click.argument("source")
+@click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path),
+              help="Folder of a trained run.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
+              help="Of a backbone whose weights came from a file.")  # fmt: skip
+@click.option("--reset-seconds", default=0.0, show_default=True, type=click.FloatRange(0),
+              help="Forget what was seen whenever so much has passed; 0: never.")  # fmt: skip
+@click.option("--timeout", "timeout_seconds", default=30.0, show_default=True,
+              type=click.FloatRange(0.1), help="Seconds to wait for the next row.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
+def stream(
+    source: str, run_folder: Path, weights: tuple[str, ...], reset_seconds: float,
+    timeout_seconds: float, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Recognise SOURCE while it runs: a file, - (standard input), or an address.
+
+    Prints a line for each row: time, class and score, whether the fine network read it, its share
+    and the GFLOPs so far, and how far the answer is behind the stream. Interrupt to end it; a
+    summary comes last. Addresses: http, https, rtsp, rtmp, tcp, udp, as FFmpeg reads them.
+
+    \b
+    Example:
+      liteeval stream rtsp://camera.local/door --run runs/ucf11/runs/liteeval --reset-seconds 60
+      ffmpeg -i anything -c copy -f mpegts - | liteeval stream - --run … --json
+    """
+    from extract.streams import StreamError, StreamReader, find_source
+
+    live = _open_live(run_folder, weights, device)
+    if not live.run.method.advances:
+        method = live.run.info.config.method
+        raise click.ClickException(f"{method} chooses among all frames: it cannot follow a stream")
+    from pipelines.stream import LiveStream
+
+    follower, ended = LiveStream(live, reset_seconds=reset_seconds), True
+    try:
+        opened = StreamReader(
+            find_source(source), live.inputs, fps=live.fps, timeout_seconds=timeout_seconds
+        )
+        with opened as rows:
+            for update in follower.follow(rows):
+                click.echo(json.dumps(asdict(update)) if as_json else _stream_line(update))
+    except KeyboardInterrupt:
+        ended = False
+    except StreamError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        summary = asdict(follower.summary())
+        if summary["rows"]:
+            click.echo(json.dumps({"summary": summary}) if as_json else _stream_summary(summary))
+    sys.exit(0 if ended else INTERRUPTED)
+
+
+def _stream_line(update: StreamUpdate) -> str:
+    gate = "fine" if update.gate_open else "    "
+    side = "behind" if update.lag_seconds >= 0 else "ahead"
+    return (
+        f"{update.seconds:9.1f} s  {gate}  {update.label} {update.score:.3f}  "
+        f"{100 * update.fine_share:.1f} % fine, {update.gflops:.2f} GFLOPs, "
+        f"{abs(update.lag_seconds):.1f} s {side}"
+    )
+
+
+def _stream_summary(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['rows']} rows of {summary['stream_seconds']:.1f} s in "
+        f"{summary['wall_seconds']:.1f} s, {summary['fine_rows']} read finely, "
+        f"{summary['gflops']:.2f} GFLOPs (all fine: {summary['gflops_all_fine']:.2f})"
+    )
 
 
 def _open_live(run: Path, weights: tuple[str, ...], device: str) -> LiveRun:
