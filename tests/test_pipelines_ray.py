@@ -22,8 +22,6 @@ from pipelines.clips import render_clips
 from pipelines.engines.ray import ExtractionActor, Share, Stores, connected, shares, work_through
 from pipelines.jobs import JobError
 
-ray = pytest.importorskip("ray")
-
 ROOT = Path(__file__).parent.parent
 STORE = "mobilenet_v2_64"
 
@@ -37,10 +35,11 @@ def cluster() -> Iterator[str]:
         "RAY_AUTH_TOKEN": "5" * 64,  # else Ray writes one to the home folder
         "PYTHONPATH": str(ROOT),
     }
+    before = dict(os.environ)
+    os.environ.update(environment)  # Ray reads it when it is loaded
+    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    before = dict(os.environ)
-    os.environ.update(environment)
     small = {"num_cpus": 1, "object_store_memory": 100 << 20}
     nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     nodes.add_node(**small)
@@ -199,6 +198,8 @@ def test_a_video_of_which_workers_die_is_given_up_alone(cluster: str, tmp_path: 
     names = [f"v{i:02d}" for i in range(11)] + ["poison"]
     for name in names:
         (tmp_path / f"{name}.mp4").touch()
+    import ray
+
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see tests/
     summary, out = ExtractSummary(), tmp_path / "out"
     out.mkdir()

@@ -12,11 +12,12 @@ import functools
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ STOP_SECONDS = 60.0
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """The module ray, connected to a cluster.
+    """The module ray, connected to a cluster. Ray's own messages go to standard error.
 
     Args:
         address: of a running cluster; None: that of $RAY_ADDRESS, or one on this machine alone,
@@ -64,16 +65,25 @@ def connected(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
+        _require_listener(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise JobError(
             f"Ray cluster {address}: cannot be reached ({str(error).splitlines()[0]}); start one "
             "with `ray start --head`, or leave out --ray-address to use this machine alone"
         ) from error
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises: OSError if nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @dataclass(frozen=True)
