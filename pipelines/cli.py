@@ -17,7 +17,7 @@ import click
 from extract.videos import VideoListError
 from pipelines.datasets.listing import DataSetError, Source
 from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED, Choice
-from pipelines.experiment import Done, open_experiment, run_experiment
+from pipelines.experiment import Done, Engine, open_experiment, run_experiment
 from pipelines.extract import extract
 from pipelines.importing import DATASETS, Report, import_dataset
 from pipelines.jobs import JobError, plan_jobs
@@ -112,10 +112,17 @@ def main() -> None:
 @click.option("--force", multiple=True, metavar="JOB", help="Start these over, done or not.")
 @click.option("--keep-going", is_flag=True,
               help="After a failure, go on with the jobs that do not need that one.")  # fmt: skip
+@click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]),
+              help="local: this machine, a job for each GPU. ray: a cluster.")  # fmt: skip
+@click.option("--ray-address", metavar="ADDRESS",
+              help="Of a Ray cluster; default: $RAY_ADDRESS, or this machine alone.")  # fmt: skip
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 64),
+              help="At once on this machine; with GPUs one for each.")  # fmt: skip
 @_where_options
 def run(
     manifest: Path, settings: dict[str, str], out: Path | None,
-    only: tuple[str, ...], force: tuple[str, ...], keep_going: bool, **where: Any,
+    only: tuple[str, ...], force: tuple[str, ...], keep_going: bool,
+    engine: str, ray_address: str | None, jobs: int, **where: Any,
 ) -> None:  # fmt: skip
     """Run the experiment that MANIFEST says; jobs that are done are not run again.
 
@@ -128,8 +135,13 @@ def run(
           --out runs/ucf11
       liteeval run manifests/ucf11.yaml --set … --only 'fit-*' --keep-going
     """
+    if ray_address and engine != "ray":
+        raise click.UsageError("--ray-address goes with --engine ray")
     choice = Choice(only=only, force=force, keep_going=keep_going)
-    done = run_experiment(manifest, settings=settings, out=out, log=_log, choice=choice, **where)
+    who = Engine(engine, ray_address, jobs)
+    done = run_experiment(
+        manifest, settings=settings, out=out, log=_log, choice=choice, engine=who, **where
+    )
     _print_results(done)
     _exit(done)
 

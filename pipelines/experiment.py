@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from extract.videos import VideoListError, find_videos
 from liteeval_train.config import ConfigError, resolve_config
-from pipelines.engines.local import ALL_JOBS, Choice, Outcome, lock, run_jobs
+from pipelines.engines.local import (
+    ALL_JOBS,
+    Choice,
+    Outcome,
+    Place,
+    ThisMachine,
+    lock,
+    run_jobs,
+    visible_gpus,
+)
 from pipelines.jobs import JobError, Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, ManifestError, load_manifest
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who runs the jobs of an experiment."""
+
+    name: str = "local"  # or ray
+    ray_address: str | None = None  # None: $RAY_ADDRESS, or this machine alone
+    jobs: int = 1  # at once on this machine, where it has no GPUs
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ def run_experiment(
     workers: int | None,
     log: Callable[[str], None],
     choice: Choice = ALL_JOBS,
+    engine: Engine | None = None,
 ) -> Done:
     """Run the jobs of a manifest that are not done.
 
@@ -76,16 +97,39 @@ def run_experiment(
         settings: the manifest's variables.
         out: the output folder; by default runs/NAME of the manifest.
         choice: which jobs.
+        engine: who runs them; None: this machine, one at a time where it has no GPUs.
 
     Raises: ManifestError if the manifest is wrong or names what is not there; JobError if a job
         fails; KeyboardInterrupt when interrupted, after the running job has saved its work.
     """
     manifest, layout = open_experiment(path, settings=settings, out=out)
-    jobs = plan_jobs(manifest, layout, device=device, workers=workers)
-    with lock(layout.out) as lock_file:
+    use_gpus = device in ("auto", "cuda")
+    with (
+        lock(layout.out) as lock_file,
+        _place(engine or Engine(), lock_file, use_gpus=use_gpus) as (place, extract_on),
+    ):
+        jobs = plan_jobs(manifest, layout, device=device, workers=workers, engine=extract_on)
         write_text(layout.manifest, manifest.to_yaml())
-        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=log, choice=choice)
+        outcome = run_jobs(jobs, layout, place=place, log=log, choice=choice)
     return Done(manifest, layout, len(jobs), outcome)
+
+
+@contextmanager
+def _place(
+    engine: Engine, lock_file: IO[str], *, use_gpus: bool
+) -> Iterator[tuple[Place, tuple[str, ...]]]:
+    """Where the jobs run, and the options that send `liteeval extract` there too."""
+    if engine.name == "local":
+        gpus = visible_gpus() if use_gpus else []
+        yield ThisMachine(lock_file, gpus=gpus, jobs=engine.jobs), ()
+        return
+    from pipelines.engines.ray import connected
+    from pipelines.engines.ray_jobs import RayCluster
+
+    with connected(engine.ray_address) as ray:
+        address = ray.get_runtime_context().gcs_address
+        place = RayCluster(ray, ThisMachine(lock_file), use_gpus=use_gpus)
+        yield place, ("--engine", "ray", "--ray-address", address)
 
 
 def open_experiment(

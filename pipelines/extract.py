@@ -34,7 +34,8 @@ def extract(engine: str, ray_address: str | None, **options: Any) -> None:
 
         run_extraction(extract=functools.partial(extract_on_ray, address=ray_address), **options)
         return
-    from pipelines.engines.gpus import extract_on_gpus, visible_gpus
+    from pipelines.engines.gpus import extract_on_gpus
+    from pipelines.engines.local import visible_gpus
 
     gpus = visible_gpus() if options["device"] in ("auto", "cuda") else []
     several = functools.partial(extract_on_gpus, gpus=gpus) if len(gpus) > 1 else None

@@ -44,10 +44,26 @@ class Job:
     outputs: tuple[Path, ...] = ()
     replaces: tuple[Path, ...] = ()  # moved aside when the job starts over, as they fit no more
     stdout: Path | None = None  # what the command prints is kept here
+    gpus: int | None = 1  # that it runs on, where there are GPUs; None: all
 
     def __str__(self) -> str:
         """The line that a user would type."""
+        if self._torchrun:
+            return shlex.join(["torchrun", *self.command[2:]])
         return shlex.join([COMMANDS[self.argv[0]], *self.argv[1:], *self.where])
+
+    @property
+    def command(self) -> list[str]:
+        """The same for Python: what follows `python`."""
+        return ["-m", *self._torchrun, *self.argv, *self.where]
+
+    @property
+    def _torchrun(self) -> tuple[str, ...]:
+        """A process for each GPU, if there is more than one."""
+        if self.gpus is None or self.gpus == 1:
+            return ()
+        launch = ("torch.distributed.run", "--standalone", f"--nproc-per-node={self.gpus}")
+        return (*launch, "-m")
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,10 @@ class Layout:
     def stamp(self, job: str) -> Path:
         return self.out / "jobs" / f"{job}.json"
 
+    def messages(self, job: str) -> Path:
+        """What a job says that does not run alone."""
+        return self.out / "jobs" / f"{job}.log"
+
 
 @dataclass(frozen=True)
 class _Inputs:
@@ -110,11 +130,21 @@ class _Inputs:
 
 
 def plan_jobs(
-    manifest: Manifest, layout: Layout, *, device: str = "auto", workers: int | None = None
+    manifest: Manifest,
+    layout: Layout,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    engine: tuple[str, ...] = (),
 ) -> list[Job]:
-    """The manifest's jobs, each after those it depends on."""
+    """The manifest's jobs, each after those it depends on.
+
+    Args:
+        engine: options of `liteeval extract` that say who extracts.
+    """
     jobs, inputs = _data_jobs(manifest.data, layout)
-    jobs.append(_extract_job(manifest, layout, inputs, device=device, workers=workers))
+    extract = _extract_job(manifest, layout, inputs, device=device, workers=workers, engine=engine)
+    jobs.append(extract)
     for run in manifest.all_runs:
         jobs.append(_fit_job(run, manifest, layout, inputs.labels, device=device))
         jobs += [
@@ -187,7 +217,13 @@ def _clips_job(clips: SyntheticClips, layout: Layout) -> Job:
 
 
 def _extract_job(
-    manifest: Manifest, layout: Layout, inputs: _Inputs, *, device: str, workers: int | None
+    manifest: Manifest,
+    layout: Layout,
+    inputs: _Inputs,
+    *,
+    device: str,
+    workers: int | None,
+    engine: tuple[str, ...],
 ) -> Job:
     backbones = tuple(manifest.backbones.by_role.values())
     options = [f"--backbone={backbone.option}" for backbone in backbones]
@@ -200,16 +236,18 @@ def _extract_job(
     return Job(
         name="extract",
         argv=(
-            *("extract", "run", str(inputs.videos), "--out", str(layout.features), *options),
+            *("pipelines", "extract", str(inputs.videos), "--out", str(layout.features), *options),
             *("--fps", f"{manifest.extraction.fps:g}", "--labels", str(inputs.labels)),
         ),
         where=(
+            *engine,
             *("--device", device),
             *(() if workers is None else ("--workers", str(workers))),
         ),
         depends_on=inputs.made_by,
         inputs=(inputs.videos, inputs.labels, *weights),
         outputs=tuple(_store(layout, backbone) for backbone in backbones),
+        gpus=None,
     )
 
 
@@ -233,6 +271,7 @@ def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, devi
         inputs=(labels,),
         outputs=(layout.run(run.name) / "best.safetensors",),
         replaces=(layout.run(run.name),),
+        gpus=run.gpus,
     )
 
 

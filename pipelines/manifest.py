@@ -179,6 +179,7 @@ class Run(Section):
     name: Name = ""  # the folder's name; by default the method, + as -
     preset: str | None = None
     seed: int = Field(0, ge=0)
+    gpus: int = Field(default=1, ge=1)  # of one machine, that train it together
     set: dict[str, Option] = Field(default_factory=dict)  # overrides, as `liteeval-train fit --set`
     fine: str = "fine"  # the fine backbone: fine, or one of backbones.others
     matrix: dict[str, Annotated[tuple[Option, ...], Field(min_length=1)]] = Field(
@@ -216,6 +217,7 @@ class Run(Section):
                 seed=self.seed if seed is None else seed,
                 set={**self.set, **dict(zip(self.matrix, values, strict=True))},
                 fine=self.fine,
+                gpus=self.gpus,
             )
             for values, seed in itertools.product(points, self.seeds or (None,))
         ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs as jobs_module
-from pipelines.engines.local import ALL_JOBS, Choice, lock, run_jobs
+from pipelines.engines.local import ALL_JOBS, Choice, ThisMachine, lock, run_jobs
 from pipelines.jobs import Job, JobError, Layout, Stamp
 from pipelines.plan import job_states
 
@@ -37,7 +37,7 @@ sys.exit({"fail": 1, "misuse": 2, "some": 3}.get(action, 0))
 RUNNER = """\
 import sys
 from pathlib import Path
-from pipelines.engines.local import lock, run_jobs
+from pipelines.engines.local import ThisMachine, lock, run_jobs
 from pipelines.jobs import COMMANDS, Job, Layout
 
 COMMANDS["tool"] = "tool"
@@ -45,7 +45,7 @@ layout = Layout(Path(sys.argv[1]))
 job = Job("sleep", ("tool", "sleep", str(layout.out / "diary")))
 with lock(layout.out) as lock_file:
     try:
-        run_jobs([job], layout, lock_file=lock_file, log=print)
+        run_jobs([job], layout, place=ThisMachine(lock_file), log=print)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -68,7 +68,8 @@ def tool(layout: Layout, action: str, *, after: tuple[str, ...] = ()) -> Job:
 
 def run(layout: Layout, *jobs: Job, choice: Choice = ALL_JOBS) -> tuple[int, tuple[str, ...]]:
     with lock(layout.out) as lock_file:
-        outcome = run_jobs(jobs, layout, lock_file=lock_file, log=lambda line: None, choice=choice)
+        place = ThisMachine(lock_file)
+        outcome = run_jobs(jobs, layout, place=place, log=lambda line: None, choice=choice)
     return outcome.ran, outcome.with_failures
 
 

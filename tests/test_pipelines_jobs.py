@@ -123,8 +123,23 @@ def test_runs_read_the_fine_backbone_that_they_name(full: Manifest) -> None:
     assert "--fine /out/features/timm-resnet18.a1_in1k_224 " in jobs["fit-other"]
     assert "--fine /out/features/resnet101_224 " in jobs["fit-uniform"]
     assert jobs["extract"].count("--backbone=") == 3
-    assert "run /out/data/videos.csv --out" in jobs["extract"]
+    assert "liteeval extract /out/data/videos.csv --out" in jobs["extract"]
     assert "--labels /out/data/labels.csv" in jobs["fit-uniform"]
+
+
+def test_a_run_on_several_gpus_is_launched_by_torchrun_and_stays_the_same_job(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    layout, path = Layout(Path("/out")), tmp_path / "mine.yaml"
+    one = plan_jobs(load(), layout)
+    path.write_text(CONTENT.replace("{method: lstm}", "{method: lstm, gpus: 4}"))
+    four = plan_jobs(load_manifest(path), layout)
+    assert digests(four) == digests(one)
+    job = {job.name: job for job in four}["fit-lstm"]
+    launch = "torch.distributed.run --standalone --nproc-per-node=4 -m liteeval_train fit"
+    assert job.command[:7] == ["-m", *launch.split()]
+    assert str(job).startswith("torchrun --standalone --nproc-per-node=4 -m liteeval_train fit ")
+    assert {job.gpus for job in four if job.name.startswith("evaluate")} == {1}
 
 
 def test_methods_evaluated_by_budget_are_those_that_predict_online() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,21 +21,6 @@ if TYPE_CHECKING:  # else loading this file would load torch
     from extract.backbones import Backbone
     from extract.run import ExtractOptions, ExtractSummary, Outcome
     from extract.supervise import DecodeTask
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that we may use, as CUDA_VISIBLE_DEVICES names them; torch is not asked."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        names = [name.strip() for name in named.split(",")]
-        end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
-        return names[:end]
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def extract_on_gpus(
