@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs as jobs_module
-from pipelines.engines.local import ALL_JOBS, Choice, ThisMachine, lock, run_jobs
+from pipelines.engines.local import ALL_JOBS, Choice, ThisMachine, lock, run_jobs, visible_gpus
 from pipelines.jobs import Job, JobError, Layout, Stamp
 from pipelines.plan import job_states
 
 TOOL = """\
-import signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 action, path = sys.argv[1], Path(sys.argv[2])
@@ -32,6 +33,15 @@ if action == "sleep":
         with path.open("a") as file:
             print("saved", file=file)
         sys.exit(130)
+if action.startswith("meet"):  # until the other one is here too
+    me = path.with_name(action)
+    me.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    other = path.with_name({"meet-a": "meet-b", "meet-b": "meet-a"}[action])
+    end = time.monotonic() + 30
+    while not other.exists():
+        time.sleep(0.02)
+        if time.monotonic() > end:
+            sys.exit("alone")
 sys.exit({"fail": 1, "misuse": 2, "some": 3}.get(action, 0))
 """
 RUNNER = """\
@@ -42,10 +52,12 @@ from pipelines.jobs import COMMANDS, Job, Layout
 
 COMMANDS["tool"] = "tool"
 layout = Layout(Path(sys.argv[1]))
-job = Job("sleep", ("tool", "sleep", str(layout.out / "diary")))
+count = int(sys.argv[2])
+sleep = ("tool", "sleep", str(layout.out / "diary"))
+jobs = [Job("sleep" if i == 0 else f"sleep-{i}", sleep) for i in range(count)]
 with lock(layout.out) as lock_file:
     try:
-        run_jobs([job], layout, place=ThisMachine(lock_file), log=print)
+        run_jobs(jobs, layout, place=ThisMachine(lock_file, jobs=count), log=print)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -66,9 +78,11 @@ def tool(layout: Layout, action: str, *, after: tuple[str, ...] = ()) -> Job:
     return Job(action, ("tool", action, str(layout.out / "diary")), depends_on=after)
 
 
-def run(layout: Layout, *jobs: Job, choice: Choice = ALL_JOBS) -> tuple[int, tuple[str, ...]]:
+def run(
+    layout: Layout, *jobs: Job, choice: Choice = ALL_JOBS, gpus: tuple[str, ...] = ()
+) -> tuple[int, tuple[str, ...]]:
     with lock(layout.out) as lock_file:
-        place = ThisMachine(lock_file)
+        place = ThisMachine(lock_file, gpus=gpus)
         outcome = run_jobs(jobs, layout, place=place, log=lambda line: None, choice=choice)
     return outcome.ran, outcome.with_failures
 
@@ -78,13 +92,14 @@ def diary(layout: Layout) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-@pytest.fixture
-def sleeper(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
-    """A run in another process whose job is in the middle of its work."""
+@pytest.fixture(params=[1])
+def sleeper(layout: Layout, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in another process whose job is, or jobs are, in the middle of their work."""
     runner = layout.out.parent / "path" / "runner.py"
     runner.write_text(RUNNER)
-    process = subprocess.Popen([sys.executable, str(runner), str(layout.out)])
-    wait_until(lambda: diary(layout) == ["sleep"])
+    count = request.param
+    process = subprocess.Popen([sys.executable, str(runner), str(layout.out), str(count)])
+    wait_until(lambda: diary(layout) == ["sleep"] * count)
     yield process
     process.kill()
     process.wait()
@@ -215,6 +230,68 @@ def test_an_interrupt_reaches_the_job_once_and_is_waited_for(
     stamp = Stamp.read(layout.stamp("sleep"))
     assert stamp is not None
     assert stamp.exit_code is None
+
+
+@pytest.mark.parametrize("sleeper", [2], indirect=True)
+def test_an_interrupt_reaches_all_jobs_that_run_and_all_are_waited_for(
+    layout: Layout, sleeper: subprocess.Popen[bytes]
+) -> None:
+    sleeper.send_signal(signal.SIGINT)
+    assert sleeper.wait(timeout=20) == 130
+    assert diary(layout) == ["sleep", "sleep", "saved", "saved"]
+
+
+def test_jobs_run_side_by_side_each_on_its_own_gpu(layout: Layout) -> None:
+    """Where there is no GPU their names stand for them: what a job sees is its environment."""
+    jobs = tool(layout, "meet-a"), tool(layout, "meet-b"), tool(layout, "last", after=("meet-a",))
+    assert run(layout, *jobs, gpus=("3", "7")) == (3, ())
+    assert {(layout.out / name).read_text() for name in ("meet-a", "meet-b")} == {"3", "7"}
+    assert layout.messages("meet-a").read_text() == "printed by meet-a\n"
+
+
+def test_a_job_on_all_gpus_waits_until_all_are_idle(layout: Layout) -> None:
+    alone = dataclasses.replace(tool(layout, "some"), gpus=None)
+    assert run(layout, tool(layout, "first"), alone, gpus=("3", "7")) == (2, ("some",))
+    stamps = [Stamp.read(layout.stamp(name)) for name in ("first", "some")]
+    first, some = (stamp.utc for stamp in stamps if stamp)
+    assert first < some
+    assert diary(layout) == ["first", "some"]
+
+
+def test_more_gpus_than_the_machine_has_are_refused(layout: Layout) -> None:
+    job = dataclasses.replace(tool(layout, "first"), gpus=4)
+    with pytest.raises(JobError, match=r"^first wants 4 GPUs and this machine has 2; "):
+        run(layout, job, gpus=("0", "1"))
+    assert diary(layout) == []
+
+
+def test_a_failure_is_told_when_the_jobs_beside_it_have_ended(layout: Layout) -> None:
+    jobs = tool(layout, "fail"), tool(layout, "good"), tool(layout, "next", after=("good",))
+    with pytest.raises(JobError, match=rf"its messages are in {layout.messages('fail')}"):
+        run(layout, *jobs, gpus=("0", "1"))
+    assert sorted(diary(layout)) == ["fail", "good"]
+
+
+def test_a_job_on_two_gpus_is_two_processes_of_torchrun(layout: Layout) -> None:
+    assert run(layout, dataclasses.replace(tool(layout, "first"), gpus=2)) == (1, ())
+    assert diary(layout) == ["first", "first"]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("0,1", ["0", "1"]),
+        ("", []),
+        ("-1", []),
+        ("2,-1,3", ["2"]),
+        ("GPU-8932f937, MIG-5c89", ["GPU-8932f937", "MIG-5c89"]),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_see(
+    monkeypatch: pytest.MonkeyPatch, named: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == expected
 
 
 def test_a_folder_in_use_is_refused_until_its_run_has_ended(

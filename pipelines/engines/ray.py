@@ -54,16 +54,16 @@ def connected(address: str | None) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":  # its ports are open to all: let no one else in
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ImportError as error:
         raise JobError("--engine ray needs Ray: pip install 'liteeval[ray]'") from error
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     settings: dict[str, Any] = alone if address == "local" else {}
-    if address == "local":  # its ports are open to all: let no one else in
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         _require_listener(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
