@@ -41,6 +41,11 @@ class BackboneError(Exception):
     """A backbone or its weights cannot be had; the message says what to give instead."""
 
 
+def _one_pathway(pixels: Tensor) -> Tensor:
+    """By name and no lambda: backbones travel to other processes."""
+    return pixels
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A row of the table of backbones."""
@@ -54,7 +59,7 @@ class Architecture:
     minimum_size_px: int = 32
     paper_gflops: float | None = None
     segment_consensus: bool = False  # finetuned on the mean scores of a video's segments
-    pathways: Callable[[Tensor], Any] = lambda pixels: pixels  # (N, 3, …) → the network's input
+    pathways: Callable[[Tensor], Any] = _one_pathway  # (N, 3, …) → the network's input
 
 
 def _torchvision(name: str, classifier: str, size_px: int, paper_gflops: float) -> Architecture:

@@ -62,7 +62,7 @@ def extract_on_gpus(
             except KeyboardInterrupt:
                 summary.interrupted = True
                 _end(children)
-                for outcome in _outcomes(children):
+                for outcome in _outcomes(children, ended=True):
                     ledger.take(outcome)
             finally:
                 _end(children)
@@ -107,8 +107,11 @@ def _end(children: Sequence[_Child]) -> None:
             child.process.terminate()
 
 
-def _outcomes(children: Sequence[_Child]) -> Iterator[Outcome]:
+def _outcomes(children: Sequence[_Child], *, ended: bool = False) -> Iterator[Outcome]:
     """What the children report, until all have ended.
+
+    Args:
+        ended: we have sent them SIGTERM: of that a child may die that has nothing in hand.
 
     Raises: StoreError of a child; JobError if one died.
     """
@@ -122,7 +125,8 @@ def _outcomes(children: Sequence[_Child]) -> Iterator[Outcome]:
                 child = alive.pop(connection)
                 connection.close()
                 child.process.join()
-                if child.process.exitcode:
+                expected = (0, -signal.SIGTERM) if ended else (0,)
+                if child.process.exitcode not in expected:
                     raise JobError(
                         f"the process of GPU {child.gpu} died (exit code "
                         f"{child.process.exitcode}); run the same command again to go on"

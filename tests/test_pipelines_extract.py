@@ -1,0 +1,115 @@
+"""liteeval extract on this machine: a process for each GPU, the same stores and totals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from extract.store import FeatureStore, StoreError, verify_store
+from pipelines.clips import render_clips
+
+ROOT = Path(__file__).parent.parent
+STORE = "mobilenet_v2_64"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for _ in render_clips(folder, 9, seconds=(1.0, 2.0), seed=0):
+        pass
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def start(package: str, clips: Path, out: Path, *, gpus: str) -> subprocess.Popen[str]:
+    """No GPU is there: what a process would see is its environment; it works on the CPU."""
+    command = [
+        *(sys.executable, "-m", *package.split(), str(clips), "--out", str(out), "--json"),
+        *("--backbone", "mobilenet_v2@64", "--weights", "mobilenet_v2=random", "--fps", "2"),
+    ]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def gpus_seen(driver: subprocess.Popen[str]) -> set[str]:
+    """By the processes of which one works for each GPU."""
+    seen = set()
+    for child in psutil.Process(driver.pid).children():
+        try:
+            if "spawn_main" in " ".join(child.cmdline()) and child.children():
+                seen.add(child.environ()["CUDA_VISIBLE_DEVICES"])
+        except psutil.Error:
+            pass
+    return seen
+
+
+def wait_for_both(driver: subprocess.Popen[str]) -> None:
+    seen: set[str] = set()
+    end = time.monotonic() + 120
+    while not seen >= {"4", "5"}:
+        assert driver.poll() is None
+        assert time.monotonic() < end
+        seen |= gpus_seen(driver)
+        time.sleep(0.02)
+
+
+def test_two_gpus_have_a_process_each_and_give_the_store_of_one(
+    clips: Path, tmp_path: Path
+) -> None:
+    driver = start("pipelines extract", clips, tmp_path / "two", gpus="4,5")
+    wait_for_both(driver)
+    printed, messages = driver.communicate(timeout=200)
+    assert driver.returncode == 3, messages
+    one = start("extract run", clips, tmp_path / "one", gpus="")
+    totals, expected = json.loads(printed), json.loads(one.communicate(timeout=200)[0])
+    for key in ("videos", "rows", "failures", "source_seconds"):
+        assert totals[key] == pytest.approx(expected[key])
+    assert totals["videos"] == 9
+    left, right = FeatureStore(tmp_path / "two" / STORE), FeatureStore(tmp_path / "one" / STORE)
+    assert left.video_ids == right.video_ids
+    assert len(left.parts) == 2
+    for video_id in left.video_ids:
+        x, y = left[video_id], right[video_id]
+        np.testing.assert_array_equal(x.frame_index, y.frame_index)
+        np.testing.assert_allclose(x.features, y.features, atol=1e-3 * float(y.features.max()))
+    (line,) = (tmp_path / "two" / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["video_id"] == "broken"
+
+
+def test_an_interrupt_ends_all_processes_after_a_commit(clips: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in clips.glob("*/*.mp4"):
+        (videos / path.name).symlink_to(path)
+    os.mkfifo(videos / "waits.mp4")  # keeps a process busy until the signal
+    driver = start("pipelines extract", videos, tmp_path / "out", gpus="4,5")
+    wait_for_both(driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    end = time.monotonic() + 60
+    while not stored(tmp_path / "out" / STORE):  # the other process has done its share
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    _, messages = driver.communicate(timeout=60)
+    assert driver.returncode == 130, messages
+    assert "run the same command again" in messages
+    assert verify_store(tmp_path / "out" / STORE) == []
+    psutil.wait_procs(children, timeout=20)
+    assert not any(child.is_running() for child in children)
+
+
+def stored(store: Path) -> int:
+    try:
+        return len(FeatureStore(store))
+    except StoreError:
+        return 0
