@@ -72,7 +72,7 @@ class ExtractOptions:
         return torch.device(self.device)
 
     def worker_count(self) -> int:
-        return self.workers or max(1, (os.cpu_count() or 2) - 1)
+        return self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclass

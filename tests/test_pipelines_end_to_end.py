@@ -97,6 +97,28 @@ def test_a_second_run_finds_everything_done_within_seconds(smoke: tuple[Path, st
     assert again.stdout == printed
 
 
+def test_on_ray_the_stores_and_the_table_are_those_of_this_machine(
+    smoke: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, _ = smoke
+    pytest.importorskip("ray")
+    where = ("--device", "cpu", "--workers", 1, "--engine", "ray")
+    result = liteeval("run", SMOKE, "--out", tmp_path, *where)
+    assert result.returncode == 0, result.stderr
+    for name in ("mobilenet_v2_64", "mobilenet_v2_112"):
+        left, right = (FeatureStore(folder / "features" / name) for folder in (out, tmp_path))
+        assert left.video_ids == right.video_ids
+        for video_id in left.video_ids:
+            x, y = left[video_id], right[video_id]
+            assert np.array_equal(x.pts_seconds, y.pts_seconds)
+            scale = float(np.abs(x.features).max())
+            np.testing.assert_allclose(x.features, y.features, atol=1e-3 * scale)
+    rows = [(folder / "table.txt").read_text().splitlines()[-2:] for folder in (out, tmp_path)]
+    assert [row.split()[0] for row in rows[1]] == [row.split()[0] for row in rows[0]]
+    again = liteeval("run", SMOKE, "--out", tmp_path, "--device", "cpu", "--workers", 1)
+    assert "everything is done" in again.stderr  # wherever the jobs had run
+
+
 def test_the_resolved_manifest_runs_as_the_same_experiment(smoke: tuple[Path, str]) -> None:
     out, _ = smoke
     again = liteeval("run", out / "manifest.yaml", "--out", out)

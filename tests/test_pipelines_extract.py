@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from extract.cli import run
 from extract.store import FeatureStore, StoreError, verify_store
 from pipelines.clips import render_clips
 
@@ -106,6 +107,27 @@ def test_an_interrupt_ends_all_processes_after_a_commit(clips: Path, tmp_path: P
     assert verify_store(tmp_path / "out" / STORE) == []
     psutil.wait_procs(children, timeout=20)
     assert not any(child.is_running() for child in children)
+
+
+def test_the_slurm_example_gives_each_task_its_shard(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    shards = []
+    for task in range(3):
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_ARRAY_TASK_ID": str(task),
+            "SLURM_ARRAY_TASK_COUNT": "3",
+        }
+        script = [str(ROOT / "examples" / "slurm_extract.sh"), "my videos", "features"]
+        result = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+        name, command, *arguments = result.stdout.splitlines()
+        assert (name, command) == ("liteeval-extract", "run")
+        with run.make_context(command, arguments) as context:
+            assert context.params["videos"] == (Path("my videos"),)
+            shards.append(context.params["shard"])
+    assert shards == ["0/3", "1/3", "2/3"]
 
 
 def stored(store: Path) -> int:

@@ -161,7 +161,7 @@ class ThisMachine:
     def _environment(self, job: Job) -> dict[str, str]:
         settings = dict(IDLE_THREADS_SLEEP)
         if not self._gpus and self.at_once > 1 and job.gpus is not None:
-            settings["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
+            settings["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.at_once))
         settings = {name: os.environ.get(name, value) for name, value in settings.items()}
         if self._gpus:
             settings["CUDA_VISIBLE_DEVICES"] = ",".join(self._taken[job.name])
