@@ -6,23 +6,27 @@
 Every decoder is given one thread and opens the file anew each time. Runs are interleaved, the
 median counts. "frames differ" marks a decoder that did not give the frames of full sequential
 decoding. Clips: the ActivityNet clip of ../shared/data/clips four times over where it is at hand,
-else a moving synthetic scene, encoded with PyAV.
+else a moving synthetic scene, encoded with PyAV. Clips of 10 minutes are sampled every 10 s and
+every minute: there, seeking saves reading, and a column shows our own decoder without it.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import av
 import click
 import numpy as np
+from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -42,9 +46,19 @@ class BenchClip:
     height: int
     repeats: int
     options: dict[str, str]
+    seconds_per_row: int = 1
+    loops: int = 1  # of the encoded pictures: packets are copied
 
     def build(self, folder: Path, scene: list[VideoFrame]) -> Path:
         path = folder / self.name
+        self._encode(path, scene)
+        if self.loops > 1:
+            looped = folder / f"looped-{self.name}"
+            copy_packets(path, looped, self.loops)
+            return looped
+        return path
+
+    def _encode(self, path: Path, scene: list[VideoFrame]) -> None:
         width = round(scene[0].width * self.height / scene[0].height / 2) * 2
         reformatter = VideoReformatter()
         with av.open(str(path), "w") as container:
@@ -57,7 +71,25 @@ class BenchClip:
                 small.pict_type = PictureType.NONE  # or the source's key frames are taken over
                 container.mux(stream.encode(small))
             container.mux(stream.encode(None))
-        return path
+
+
+def copy_packets(source: Path, target: Path, times: int) -> None:
+    """The video of one file, `times` times over, without encoding it again."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as container:
+        stream = given.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        packets = [packet for packet in given.demux(stream) if packet.size]
+        span = sum(packet.duration or 0 for packet in packets)
+        for loop in range(times):
+            for packet in packets:
+                again = Packet(bytes(packet))
+                again.pts, again.dts = (
+                    (packet.pts or 0) + loop * span,
+                    (packet.dts or 0) + loop * span,
+                )
+                again.duration, again.time_base = packet.duration, packet.time_base
+                again.is_keyframe, again.stream = packet.is_keyframe, copy
+                container.mux(again)
 
 
 def bench_clips() -> Iterator[BenchClip]:
@@ -66,6 +98,10 @@ def bench_clips() -> Iterator[BenchClip]:
             parameters = f"keyint={group}:bframes=3:b-adapt=0:ref=3:scenecut=0"
             options = {"preset": "veryfast", "x264-params": parameters}
             yield BenchClip(f"h264-{height}p-gop{group}.mp4", "libx264", height, repeats, options)
+    closed = {"preset": "veryfast", "x264-params": "keyint=48:bframes=3:open-gop=0:scenecut=0"}
+    for seconds in (10, 60):
+        name = f"h264-360p-10min-every-{seconds}s.mp4"
+        yield BenchClip(name, "libx264", 360, 1, closed, seconds_per_row=seconds, loops=43)
     hevc = {"preset": "ultrafast", "x265-params": "bframes=4:open-gop=0:log-level=none"}
     yield BenchClip("hevc-360p.mp4", "libx265", 360, 2, hevc)
     vp9 = {"deadline": "realtime", "cpu-used": "8", "g": "128"}
@@ -91,8 +127,16 @@ def load_scene() -> list[VideoFrame]:
 # --- decoders: path and indices in, (T, H, W, 3) uint8 out -----------------------------------
 
 
-def with_ours(path: Path, _: np.ndarray) -> np.ndarray:
-    return decode.sample_frames(path).frames
+def with_ours(path: Path, wanted: np.ndarray) -> np.ndarray:
+    """As sample_frames does, for any rate."""
+    return np.stack(
+        decode.decode_video(path, lambda video: list(decode.iter_frames(video, wanted)))
+    )
+
+
+def with_ours_unsought(path: Path, wanted: np.ndarray) -> np.ndarray:
+    with mock.patch.object(decode, "SEEK_PACKETS", sys.maxsize):
+        return with_ours(path, wanted)
 
 
 def with_plain_pyav(path: Path, wanted: np.ndarray) -> np.ndarray:
@@ -130,6 +174,7 @@ SAMPLERS: dict[str, Sampler] = {
     "decord": with_decord,
     "torchcodec": with_torchcodec,
     "pyav": with_plain_pyav,
+    "without seeks": with_ours_unsought,
 }
 
 
@@ -161,9 +206,11 @@ class Measured:
     frames: str  # "same", "differ" from full sequential decoding, or the error
 
 
-def measure(path: Path, samplers: dict[str, Sampler], runs: int) -> dict[str, Measured]:
+def measure(
+    path: Path, samplers: dict[str, Sampler], runs: int, seconds_per_row: int
+) -> dict[str, Measured]:
     full = decode.probe_by_decoding(path)
-    wanted = np.unique(row_frames(full.timeline, 1.0))
+    wanted = np.unique(row_frames(full.timeline, 1 / seconds_per_row))
     expected = np.stack(list(decode.iter_frames(full, wanted)))
     cpu: dict[str, list[float]] = {name: [] for name in samplers}
     wall: dict[str, list[float]] = {name: [] for name in samplers}
@@ -219,7 +266,8 @@ def main(runs: int, only: str, as_json: bool) -> None:
         click.echo(format_head(samplers))
     with tempfile.TemporaryDirectory() as folder:
         for clip in (clip for clip in bench_clips() if only in clip.name):
-            results = measure(clip.build(Path(folder), scene), samplers, runs)
+            path = clip.build(Path(folder), scene)
+            results = measure(path, samplers, runs, clip.seconds_per_row)
             document[clip.name] = {name: vars(result) for name, result in results.items()}
             if not as_json:
                 click.echo(format_row(clip.name, results))
