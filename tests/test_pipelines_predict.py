@@ -9,59 +9,33 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import LIVE_METHODS
 
-from extract.cli import main as extract
 from extract.sampling import evenly_spaced
 from extract.videos import find_videos
 from liteeval_train import data
-from liteeval_train.cli import main as train
 from liteeval_train.evaluate import open_split, open_trained, trace_videos
 from liteeval_train.online import evaluate_budgets
 from pipelines.cli import main
-from pipelines.clips import render_clips
 from pipelines.live import LazyRows, open_live
 from pipelines.predict import VideoPrediction, predict_videos
 
-METHODS = ["liteeval", "uniform", "lstm", "lstm+cf", "frameglimpse", "fastforward"]
+
+def split_videos(live_runs: Path, ids: list[str]):
+    return [video for video in find_videos([live_runs / "clips"]) if video.id in ids]
 
 
-def call(command, *arguments) -> str:
-    result = CliRunner().invoke(command, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("predict")
-    list(render_clips(folder / "clips", 18, seconds=(3.0, 5.0), seed=1))
-    backbones = ["mobilenet_v2@32", "mobilenet_v2@48"]
-    options = [f"--backbone={name}" for name in backbones] + ["--weights=mobilenet_v2=random"]
-    call(extract, "run", folder / "clips", "--out", folder, *options, "--fps", 4, "--device", "cpu")
-    stores = ["--coarse", folder / "mobilenet_v2_32", "--fine", folder / "mobilenet_v2_48"]
-    labels = ["--labels", folder / "clips" / "labels.csv"]
-    for method in METHODS:
-        settings = ["--set", "epochs=1", "--set", "max_frames=11", "--set", "frames=6"]
-        call(train, "fit", *stores, *labels, "--out", folder / method, "--method", method,
-             "--preset", "small", *settings, "--device", "cpu")  # fmt: skip
-    return folder
-
-
-def split_videos(folder: Path, ids: list[str]):
-    return [video for video in find_videos([folder / "clips"]) if video.id in ids]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LIVE_METHODS)
 def test_prediction_is_that_of_extracted_features_and_runs_the_fine_network_on_its_reads_alone(
-    folder: Path, method: str
+    live_runs: Path, method: str
 ) -> None:
-    run = open_trained(folder / method, "cpu")
+    run = open_trained(live_runs / method, "cpu")
     stored = open_split(run.info, "val", max_frames=run.method.max_frames)
     traces, _ = trace_videos(
         run.method, stored, classes=len(run.info.classes), batch_videos=1, device=run.device
     )
-    live = open_live(folder / method, device="cpu")
-    videos = split_videos(folder, stored.video_ids)
+    live = open_live(live_runs / method, device="cpu")
+    videos = split_videos(live_runs, stored.video_ids)
     results = {result.video_id: result for result in predict_videos(live, videos)}
     assert sorted(results) == [trace.sample.video_id for trace in traces]
     for trace in traces:
@@ -78,12 +52,12 @@ def test_prediction_is_that_of_extracted_features_and_runs_the_fine_network_on_i
 
 @pytest.mark.parametrize(("method", "budget"), [("liteeval", 2), ("lstm", 3), ("uniform", 4)])
 def test_a_budget_ends_each_video_at_its_last_fine_frame(
-    folder: Path, method: str, budget: int
+    live_runs: Path, method: str, budget: int
 ) -> None:
-    (expected,) = evaluate_budgets(folder / method, [budget], device="cpu")
-    live = open_live(folder / method, device="cpu")
+    (expected,) = evaluate_budgets(live_runs / method, [budget], device="cpu")
+    live = open_live(live_runs / method, device="cpu")
     ids = open_split(live.run.info, "val", max_frames=99).video_ids
-    results = list(predict_videos(live, split_videos(folder, ids), budget=budget))
+    results = list(predict_videos(live, split_videos(live_runs, ids), budget=budget))
     for key in ("frames", "fine_frames"):
         assert np.mean([getattr(r, key) for r in results]) == pytest.approx(expected[f"{key}_mean"])
     gflops = np.mean([result.gflops_total for result in results])
@@ -94,8 +68,8 @@ def test_a_budget_ends_each_video_at_its_last_fine_frame(
         assert live.coarse.rows == sum(result.frames for result in results)
 
 
-def test_an_agent_takes_no_budget(folder: Path) -> None:
-    arguments = [folder / "clips", "--run", folder / "fastforward", "--budget", 2]
+def test_an_agent_takes_no_budget(live_runs: Path) -> None:
+    arguments = [live_runs / "clips", "--run", live_runs / "fastforward", "--budget", 2]
     result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
     assert result.exit_code == 1
     assert "takes no --budget" in result.output
@@ -120,11 +94,11 @@ def test_decode_processes_choose_the_rows_that_training_saw(rows: int, wanted: i
     assert np.array_equal(evenly_spaced(rows, wanted), data.evenly_spaced(rows, wanted))
 
 
-def test_a_damaged_video_is_named_and_the_others_are_predicted(folder: Path, tmp_path) -> None:
+def test_a_damaged_video_is_named_and_the_others_are_predicted(live_runs: Path, tmp_path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
-    good = find_videos([folder / "clips"])[0].path
-    arguments = [bad, good, "--run", folder / "liteeval", "--device", "cpu", "--json"]
+    good = find_videos([live_runs / "clips"])[0].path
+    arguments = [bad, good, "--run", live_runs / "liteeval", "--device", "cpu", "--json"]
     result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
     assert result.exit_code == 3, result.output
     assert str(bad) in result.stderr
@@ -133,7 +107,7 @@ def test_a_damaged_video_is_named_and_the_others_are_predicted(folder: Path, tmp
     assert by_id[good.stem]["fine_frames"] <= by_id[good.stem]["frames"]
 
 
-def test_weights_that_the_run_does_not_know_are_refused(folder: Path, tmp_path) -> None:
+def test_weights_that_the_run_does_not_know_are_refused(live_runs: Path, tmp_path) -> None:
     other = tmp_path / "other.pth"
     state = torch.nn.Linear(1, 1).state_dict()
     torch.save(state, other)
@@ -142,7 +116,7 @@ def test_weights_that_the_run_does_not_know_are_refused(folder: Path, tmp_path) 
         ("resnet101=x.pth", "has no backbone resnet101"),
         ("mobilenet_v2", "expected NAME=FILE"),
     ):
-        arguments = [folder / "clips", "--run", folder / "liteeval", "--weights", option]
+        arguments = [live_runs / "clips", "--run", live_runs / "liteeval", "--weights", option]
         result = CliRunner().invoke(main, ["predict", *map(str, arguments)])
         assert result.exit_code == 1
         assert message in result.output
