@@ -405,8 +405,9 @@ def predict(
               help="Folder of a trained run.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
               help="Of a backbone whose weights came from a file.")  # fmt: skip
-@click.option("--reset-seconds", default=0.0, show_default=True, type=click.FloatRange(0),
-              help="Forget what was seen whenever so much has passed; 0: never.")  # fmt: skip
+@click.option("--reset-seconds", default=30.0, show_default=True, type=click.FloatRange(0),
+              help="Forget what was seen whenever so much has passed, about as long as the videos "
+              "that RUN was trained on; 0: never.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=30.0, show_default=True,
               type=click.FloatRange(0.1), help="Seconds to wait for the next row.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
