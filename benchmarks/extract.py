@@ -34,6 +34,17 @@ SOURCE = Path(__file__).parents[2] / "shared/data/clips/activitynet_v_ZNVhz7ctTq
 CLIP_SECONDS = 117
 OTHER_EXTRACTOR_SECONDS = 37.2  # ResNet-101 alone on such a clip, 2 CPU cores; measured elsewhere
 
+# Dense bfloat16 multiplications and additions, 10¹² per second, from the makers' data sheets.
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """The peak of a GPU in bfloat16, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+
 
 def make_clip(path: Path) -> None:
     """117 s of 480 × 360 at 30 fps, H.264 with B-frames, one key frame in 250."""
@@ -147,6 +158,12 @@ def main() -> None:
     for name, value in (("decode", decode), ("networks", networks), ("limit", limit)):
         print(f"{name:12} {value:8.1f} rows/s")
     print(f"{'end to end':12} {whole:8.1f} rows/s   efficiency {whole / limit:.2f} (goal ≥ 0.90)")
+    peak = peak_tflops(device)
+    if peak is not None:
+        gflops = sum(backbone.gflops_per_frame for backbone in backbones)
+        for name, value in (("networks", networks), ("end to end", whole)):
+            share = 2e-3 * gflops * value / peak
+            print(f"{name:12} {share:8.1%} of the {peak} TFLOP/s of the GPU's bf16 peak")
     seconds = CLIP_SECONDS / whole
     print(
         f"a clip of {CLIP_SECONDS} s takes {seconds:.1f} s, "
