@@ -16,7 +16,7 @@ from typing import Any
 from liteeval_train.config import TrainConfig
 from liteeval_train.cost import FLOP_CONVENTION
 from liteeval_train.layouts import Compared, Row, Table, group_runs
-from liteeval_train.run_files import RunError
+from liteeval_train.run_files import RunError, RunFiles
 
 FORMATS = ("table", "markdown", "csv", "json")
 HEADER = (
@@ -168,13 +168,13 @@ def table_of_runs(runs: Sequence[Path], *, split: str) -> str:
     """
     summaries = []
     for path in runs:
-        run = Compared.read(path, split)
-        if run.summary is None:
+        summary = RunFiles(path).read_evaluation(split)
+        if summary is None:
             raise RunError(
-                f"{path}: not evaluated on split {split} since it was trained; do so with "
+                f"{path}: not evaluated on split {split} since it was trained; make it with "
                 f"liteeval-train evaluate {path} --split {split}"
             )
-        summaries.append({**run.summary, "method": run.name})
+        summaries.append({**summary, "method": path.resolve().name})
     return format_comparison(summaries, "table")
 
 

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -132,7 +133,7 @@ def curves_svg(curves: Sequence[Curve], *, x_label: str, y_label: str, joined: b
     Texts stay texts. Labels of curves are not in it: the page tells them.
     Raises: ValueError without curves.
     """
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": f"{x_label} {y_label} {len(curves)}",
         "text.color": INK,
@@ -147,7 +148,7 @@ def curves_svg(curves: Sequence[Curve], *, x_label: str, y_label: str, joined: b
         "axes.spines.right": False,
     }
     with rc_context(settings):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.5, 3.1), layout="constrained")
         axes = figure.add_subplot()
         colours = [colour for colour in VARIABLES if colour not in (INK, GRID)]
         _plot(axes, curves, colours, x_label=x_label, y_label=y_label, joined=joined)

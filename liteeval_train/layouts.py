@@ -92,7 +92,7 @@ def group_runs(runs: Sequence[Compared]) -> list[Table]:
     known = {key for layout in LAYOUTS for key in (*layout.keys, *layout.also)}
     first = evaluated[0].settings if evaluated else {}
     others = [
-        Layout(key.replace("_", " "), (key,))
+        Layout(key.replace("_", " ").capitalize(), (key,))
         for key in first
         if key not in known and key not in NEVER_VARIED and _differ(evaluated, key)
     ]

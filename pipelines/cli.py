@@ -238,6 +238,40 @@ def table(runs: tuple[Path, ...], split: str) -> None:
 
 
 @main.command()
+@click.argument("subjects", nargs=-1, required=True, metavar="MANIFEST | RUN…",
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option("--out", default="report.html", show_default=True, type=click.Path(path_type=Path),
+              help="The page.")  # fmt: skip
+@click.option("--split", type=click.Choice(("train", "val", "test")),
+              help="Default: the manifest's, or val.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings,
+              help="A variable of the manifest.")  # fmt: skip
+def report(
+    subjects: tuple[Path, ...], out: Path, split: str | None, settings: dict[str, str]
+) -> None:
+    """One page that tells an experiment, or runs by themselves, as far as they are.
+
+    Tables, figures, filmstrips, costs in GFLOPs and seconds, failures, manifest and versions, in
+    one HTML file that needs no network and runs no script. `liteeval run` ends with it.
+
+    \b
+    Example:
+      liteeval report runs/ucf11/manifest.yaml --out ucf11.html
+      liteeval report runs/liteeval runs/lstm --out two.html
+    """
+    from extract.store import StoreError
+    from liteeval_train.run_files import RunError
+    from pipelines.report import ReportError
+    from pipelines.report_page import find_subject, write_page
+
+    try:
+        write_page(find_subject(subjects, split=split, settings=settings), out)
+    except (ReportError, RunError, StoreError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(out)
+
+
+@main.command()
 @click.option("--out", default="runs/demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--videos", default=60, show_default=True, type=click.IntRange(18),
               help="Clips to render.")  # fmt: skip

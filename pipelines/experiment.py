@@ -69,6 +69,7 @@ class Done:
     def files(self) -> list[tuple[str, Path]]:
         """The files to look at, each with a word for it."""
         files = [
+            ("report", self.layout.report),
             ("table", self.layout.table),
             ("tables", self.layout.out / "tables"),
             ("figures", self.layout.figures),

@@ -106,6 +106,10 @@ class Layout:
         return self.out / "filmstrip.png"
 
     @property
+    def report(self) -> Path:
+        return self.out / "report.html"
+
+    @property
     def manifest(self) -> Path:
         return self.out / "manifest.yaml"
 
@@ -152,7 +156,8 @@ def plan_jobs(
         ]
         if manifest.evaluation.budgets and run.method in BY_BUDGET:
             jobs.append(_budgets_job(run, manifest, layout, device=device))
-    return jobs + _report_jobs(manifest, layout, inputs.videos, device=device)
+    jobs += _report_jobs(manifest, layout, inputs.videos, device=device)
+    return [*jobs, _page_job(layout, [job.name for job in jobs])]
 
 
 def _report_jobs(manifest: Manifest, layout: Layout, videos: Path, *, device: str) -> list[Job]:
@@ -333,6 +338,16 @@ def _filmstrip_job(run: str, manifest: Manifest, layout: Layout, videos: Path) -
         ),
         depends_on=(f"evaluate-{manifest.evaluation.split}-{run}",),
         outputs=(layout.filmstrip,),
+    )
+
+
+def _page_job(layout: Layout, before: list[str]) -> Job:
+    return Job(
+        name="report",
+        argv=("pipelines", "report", str(layout.manifest), "--out", str(layout.report)),
+        depends_on=tuple(before),
+        inputs=(layout.manifest,),
+        outputs=(layout.report,),
     )
 
 

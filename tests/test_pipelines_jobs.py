@@ -75,7 +75,7 @@ def test_jobs_come_after_what_they_depend_on(load: Callable[..., Manifest], tmp_
         seen.add(job.name)
     assert seen == {
         *("extract", "fit-lstm", "evaluate-val-lstm", "fit-liteeval", "evaluate-val-liteeval"),
-        *("table", "filmstrip"),
+        *("table", "filmstrip", "report"),
     }
 
 
@@ -112,6 +112,7 @@ def test_every_kind_of_job_is_planned_once(full: Manifest, tmp_path: Path) -> No
     ]
     runs.append("other")
     expected = {"import", "extract", "table", "table-test", "tables-shares", "figures", "filmstrip"}
+    expected |= {"report"}
     for run in runs:
         expected |= {f"fit-{run}", f"evaluate-val-{run}", f"evaluate-test-{run}"}
         expected |= set() if run == "frameglimpse" else {f"budgets-{run}"}  # it reads out of order
@@ -201,7 +202,9 @@ def test_an_option_makes_its_run_and_what_follows_stale(
     layout = Layout(tmp_path / "out")
     before = digests(plan_jobs(load(), layout))
     after = digests(plan_jobs(load(epochs="3"), layout))
-    assert changed(before, after) == {"fit-liteeval", "evaluate-val-liteeval", "table", "filmstrip"}
+    assert changed(before, after) == {
+        *("fit-liteeval", "evaluate-val-liteeval", "table", "filmstrip", "report")
+    }
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_plan_counts_rows_and_costs_and_writes_nothing(manifest: Path) -> None
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert {job["name"]: job["state"] for job in document["jobs"]} == dict.fromkeys(
-        ("import", "extract", "fit-lstm", "evaluate-val-lstm", "table"), "to do"
+        ("import", "extract", "fit-lstm", "evaluate-val-lstm", "table", "report"), "to do"
     )
     estimate = document["estimate"]
     assert (estimate["videos"], estimate["rows"]) == (4, 4 * 3 * 2)  # 3 s at 2 rows per second
@@ -115,10 +115,11 @@ def test_a_changed_option_makes_stale_only_what_depends_on_it(manifest: Path) ->
         ("fit-lstm", "stale", "its command or an input has changed"),
         ("evaluate-val-lstm", "stale", "after fit-lstm"),
         ("table", "stale", "after evaluate-val-lstm"),
+        ("report", "stale", "after fit-lstm"),
     ]
     layout.table.unlink()
     result = liteeval("status", manifest, "--out", layout.out)
-    assert result.stdout.startswith(f"{layout.out}: 2 of 5 jobs done\n")
+    assert result.stdout.startswith(f"{layout.out}: 2 of 6 jobs done\n")
     assert "took 12 s" in result.stdout
 
 

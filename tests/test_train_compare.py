@@ -141,7 +141,7 @@ def test_runs_stand_in_the_papers_tables_by_what_differs():
         "Wanted share of fine frames γ (Table 7)": [(0.01,), (0.05,), (0.1,)],
         "Synchronisation (Table 8)": [(False,), (True,)],
         "Width of the coarse RNN (Table 9)": [(64,), (512,)],
-        "epochs": [(100,), (300,)],
+        "Epochs": [(100,), (300,)],
     }  # methods alone would be a part of Table 2
 
 

@@ -1,0 +1,189 @@
+"""The report page: what it says is what the runs hold; it opens anywhere and trusts no name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from chromium import PROGRAM, Chromium
+from click.testing import CliRunner
+
+from pipelines.cli import main
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+def report(*arguments: object) -> str:
+    """What `liteeval report` printed."""
+    result = CliRunner().invoke(main, ["report", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+class Page(HTMLParser):
+    """A page's elements, attributes and visible text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join("".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+                self.addresses.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def runs(live_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two runs, evaluated, and of one that has only begun."""
+    from liteeval_train.cli import main as train
+
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("liteeval", "lstm"):
+        shutil.copytree(live_runs / name, folder / name)
+        result = CliRunner().invoke(train, ["evaluate", str(folder / name), "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+    (folder / "begun").mkdir()
+    shutil.copy(folder / "lstm" / "config.json", folder / "begun")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    out = runs / "report.html"
+    assert str(out) in report(runs / "liteeval", runs / "lstm", runs / "begun", "--out", out)
+    return out
+
+
+def test_accuracies_and_costs_are_those_of_the_evaluations(runs: Path, page: Path) -> None:
+    text = Page(page).text
+    for name in ("liteeval", "lstm"):
+        summary = json.loads((runs / name / "evaluate_val.json").read_text())
+        for value in (
+            f"{100 * summary['top1']:.1f}",
+            f"{100 * summary['map']:.1f}",
+            f"{summary['gflops_mean']:.2f} ± {summary['gflops_std']:.2f}",
+            f"{summary['fine_frames_mean']:.1f} ± {summary['fine_frames_std']:.1f}",
+            f"{summary['gflops']['fine']:.3f}",
+        ):
+            assert value in text
+
+
+def test_a_run_that_has_only_begun_is_said_to_have_no_result(page: Path) -> None:
+    text = Page(page).text
+    assert "not trained yet; 0 of 8 epochs" in text
+    assert "1 of 3 runs have no result yet" in text
+
+
+def test_random_weights_and_few_videos_are_said_beside_the_result(page: Path) -> None:
+    text = Page(page).text
+    assert "weights of mobilenet_v2@32 and mobilenet_v2@48 are random" in text
+    assert "6 videos were evaluated: one of them is 16.7 points of top-1" in text
+
+
+def test_the_page_needs_no_other_file_and_runs_no_script(page: Path) -> None:
+    parsed = Page(page)
+    assert all(address.startswith(("#", "data:")) for address in parsed.addresses)
+    assert parsed.tags["script"] == 0
+    assert parsed.handlers == []
+    assert parsed.tags["img"] >= 6 * 3  # frames of the films
+    assert parsed.tags["svg"] >= 2
+    assert "default-src 'none'" in page.read_text(encoding="utf-8")
+
+
+def test_names_of_videos_and_labels_are_text_whatever_they_hold(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "<b onclick=x>run"
+    shutil.copytree(runs / "liteeval", run)
+    path = run / "evaluate_val_videos.jsonl"
+    videos = [json.loads(line) for line in path.read_text().splitlines()]
+    for video in videos:
+        video |= {"labels": [HOSTILE], "predicted": HOSTILE, "correct": False}
+    path.write_text("".join(json.dumps(video) + "\n" for video in videos))
+    report(run, "--out", tmp_path / "hostile.html")
+    parsed = Page(tmp_path / "hostile.html")
+    assert HOSTILE in parsed.text
+    assert "<b onclick=x>run" in parsed.text
+    assert parsed.tags["script"] == 0
+    assert parsed.handlers == []
+    assert all(address.startswith(("#", "data:")) for address in parsed.addresses)
+
+
+def test_failed_videos_are_listed(runs: Path, tmp_path: Path) -> None:
+    from extract.failures import append_failure
+
+    info = json.loads((runs / "liteeval" / "config.json").read_text())
+    features = tmp_path / "features"
+    shutil.copytree(Path(info["coarse"]["path"]).parent, features, ignore=lambda *_: ["clips"])
+    run = tmp_path / "run"
+    shutil.copytree(runs / "liteeval", run)
+    moved = {
+        key: {**info[key], "path": str(features / Path(info[key]["path"]).name)}
+        for key in ("coarse", "fine")
+    }
+    (run / "config.json").write_text(json.dumps({**info, **moved}))
+    append_failure(
+        features, "broken/one", Path("/films/one.mp4"),
+        stage="decode", error="truncated <file>", attempts=2,
+    )  # fmt: skip
+    report(run, "--out", tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "broken/one" in text
+    assert "truncated <file>" in text
+    assert "1 videos could not be extracted" in text
+
+
+def test_a_folder_that_holds_no_run_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["report", str(tmp_path), "--out", str(tmp_path / "p.html")])
+    assert result.exit_code == 1
+    assert str(tmp_path) in result.output
+    assert not (tmp_path / "p.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    if PROGRAM is None:
+        pytest.skip("no Chromium here")
+    with Chromium() as chromium:
+        yield chromium
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_browser_shows_the_page_without_complaint(
+    browser: Chromium, page: Path, width: int, dark: bool
+) -> None:
+    browser.open(page, width=width, dark=dark)
+    assert browser.complaints == []
+    assert browser.requests == [page.resolve().as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+    assert browser.evaluate("document.querySelectorAll('table tbody tr').length") >= 10
+    pictures = "[...document.images]"
+    assert browser.evaluate(f"{pictures}.length") >= 18
+    assert browser.evaluate(f"{pictures}.every(i => i.complete && i.naturalWidth > 0 && i.alt)")
+    assert browser.evaluate(
+        "[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 100)"
+    )
+    ink, ground = (
+        browser.evaluate(
+            f"getComputedStyle(document.body).{style}.match(/[0-9.]+/g).slice(0, 3).map(Number)"
+        )
+        for style in ("color", "backgroundColor")
+    )
+    assert (sum(ink) > sum(ground)) == dark
+    assert abs(sum(ink) - sum(ground)) > 3 * 150  # legible
