@@ -271,6 +271,8 @@ def _checked_device(device: str) -> str:
               type=click.FloatRange(0, min_open=True),
               help="At first; falls as a cosine.")  # fmt: skip
 @click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(0))
+@click.option("--clip-norm", default=1.0, show_default=True,
+              type=click.FloatRange(0, min_open=True), help="Of the gradient.")  # fmt: skip
 @click.option("--batch", "batch_videos", default=16, show_default=True, type=click.IntRange(2),
               help="Videos per step, of all processes together.")  # fmt: skip
 @click.option("--segments", default=3, show_default=True, type=click.IntRange(1, 1000),
@@ -282,8 +284,6 @@ def _checked_device(device: str) -> str:
 @click.option("--crop-area", default=0.4, show_default=True,
               type=click.FloatRange(0, 1, min_open=True),
               help="Smallest share of a picture that a random crop shows.")  # fmt: skip
-@click.option("--train-norms", is_flag=True,
-              help="Let batch normalisation follow the new data's statistics.")  # fmt: skip
 @click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000),
               help="Rows per second of video.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))

@@ -65,7 +65,7 @@ from extract.videos import Video
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 VALIDATION_ROWS = 25  # of a video, evenly spaced, as temporal segment networks are tested
 HEAD_ROWS = 100_000  # that the first classifier is fitted to, at most
-HEAD_DECAY = 0.01  # of its weights on standardised features
+HEAD_DECAY = 0.01  # of its weights, on features of unit variance
 HEAD_ITERATIONS = 100
 
 
@@ -77,12 +77,12 @@ class FinetuneConfig:
     learning_rate: float = 0.01  # at the first step; falls to 0 as a cosine
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip_norm: float = 1.0  # of the gradient, at most
     batch_videos: int = 16  # of all processes together
     segments: int = 3  # rows of a video in a batch
     consensus: bool | None = None  # one loss on the mean logits of a video; None: as the backbone
     label_smoothing: float = 0.0
     crop_area: float = 0.4  # smallest share of the picture that a random crop shows
-    train_norms: bool = False  # whether normalisation statistics follow the new data
     fps: float = 1.0
     seed: int = 0
 
@@ -211,12 +211,14 @@ def loss_of_videos(
 def fit_linear_classifier(features_ND: Tensor, target_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of a multinomial logistic regression.
 
-    Features are standardised for the fit; the result takes them as they are. Minimises the mean
-    cross-entropy plus HEAD_DECAY / 2 times the squared weights, by L-BFGS.
+    Minimises the mean cross-entropy plus HEAD_DECAY / 2 times the squared weights, by L-BFGS, on
+    features centred and divided by one number, their standard deviation; the result takes them as
+    they are. One number for all: features that hardly vary must not get weights that blow up when
+    the network begins to move.
     """
     mean_D = features_ND.mean(dim=0)
-    scale_D = 1 / features_ND.std(dim=0, correction=0).clamp(min=1e-6)
-    standard_ND = (features_ND - mean_D) * scale_D
+    scale = 1 / (features_ND - mean_D).square().mean().sqrt().clamp(min=1e-6)
+    standard_ND = (features_ND - mean_D) * scale
     weight_KD = features_ND.new_zeros(target_NK.shape[1], features_ND.shape[1], requires_grad=True)
     bias_K = features_ND.new_zeros(target_NK.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -232,7 +234,7 @@ def fit_linear_classifier(features_ND: Tensor, target_NK: Tensor) -> tuple[Tenso
         return loss
 
     optimizer.step(objective)
-    weight_KD = weight_KD.detach() * scale_D
+    weight_KD = weight_KD.detach() * scale
     return weight_KD, bias_K.detach() - weight_KD @ mean_D
 
 
@@ -547,14 +549,14 @@ class _Finetuner:
         }
 
     def _train_mode(self, epoch: int) -> None:
-        """Dropout is drawn anew each epoch, so that a resumed run draws the same."""
+        """Normalisation statistics stay those of the source weights: batches hold a few rows of a
+        few videos. Dropout is drawn anew each epoch, so that a resumed run draws the same."""
         seeds = np.random.SeedSequence([self.config.seed, epoch, self.fabric.global_rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         self.raw.train()
-        if not self.config.train_norms:
-            for layer in self.raw.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+        for layer in self.raw.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
     def _step(
         self, pixels: Tensor, target_VK: Tensor, videos: int, rate: float, where: str
@@ -585,6 +587,12 @@ class _Finetuner:
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over processes; the shares are to be summed.
         self.fabric.backward(loss * self.fabric.world_size)
+        self.fabric.clip_gradients(
+            self.module,
+            self.wrapped_optimizer,
+            max_norm=self.config.clip_norm,
+            error_if_nonfinite=False,
+        )
         self.wrapped_optimizer.step()
         right_V = _is_right(logits_VSK.detach(), target_VK[:, None]).double().mean(dim=1)
         return torch.stack([loss.detach().double(), right_V.sum() / videos]).cpu()
