@@ -32,6 +32,7 @@ from extract.supervise import DecodeTask
 from extract.videos import find_videos
 from pipelines.clips import render_clips
 from pipelines.engines.ray import ExtractionActor, Share, Stores, connected, shares, work_through
+from pipelines.engines.ray_jobs import run_command
 from pipelines.jobs import JobError
 
 ROOT = Path(__file__).parent.parent
@@ -228,6 +229,32 @@ def test_a_video_of_which_workers_die_is_given_up_alone(cluster: str, tmp_path: 
     (line,) = (out / "failures.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert (record["video_id"], record["stage"], record["attempts"]) == ("poison", "worker", 2)
+
+
+SAVES_WHEN_INTERRUPTED = """
+import sys, time
+print("begun", flush=True)
+try:
+    time.sleep(100)
+except KeyboardInterrupt:
+    print("saved", file=sys.stderr)
+    sys.exit(7)
+"""
+
+
+def test_an_interrupt_reaches_a_job_on_another_node(cluster: str, tmp_path: Path) -> None:
+    printed, messages = tmp_path / "printed", tmp_path / "messages"
+    with connected(cluster) as ray:
+        command = ray.remote(run_command).options(num_cpus=1)
+        ended = command.remote(["-c", "print(5); raise SystemExit(3)"], "/", printed, messages)
+        assert (ray.get(ended), printed.read_text()) == (3, "5\n")
+        printed.unlink()
+        call = command.remote(["-c", SAVES_WHEN_INTERRUPTED], "/", printed, messages)
+        while not printed.exists() or printed.read_text() != "begun\n":
+            time.sleep(0.02)
+        ray.cancel(call)
+        assert ray.get(call) == 130
+    assert messages.read_text() == "saved\n"
 
 
 class SlowExtractor:

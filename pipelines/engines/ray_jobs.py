@@ -29,7 +29,7 @@ class RayCluster:
         self.at_once = JOBS_AT_ONCE
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._gpus = max((int(node.get("GPU", 0)) for node in nodes), default=0) if use_gpus else 0
-        self._task = ray.remote(_run_command)
+        self._task = ray.remote(run_command)
         self._calls: dict[str, Any] = {}
         self._change = threading.Lock()
         self._stopped = False
@@ -90,7 +90,7 @@ def _is_for_ray(job: Job) -> bool:
     return job.argv[0] == "liteeval_train"
 
 
-def _run_command(command: list[str], folder: str, stdout: Path | None, messages: Path) -> int:
+def run_command(command: list[str], folder: str, stdout: Path | None, messages: Path) -> int:
     """In a Ray task on some node: the exit code; Ray's cancellation becomes SIGINT."""
     with (
         messages.open("ab") as errors,
@@ -103,7 +103,7 @@ def _run_command(command: list[str], folder: str, stdout: Path | None, messages:
             env={**IDLE_THREADS_SLEEP, **os.environ},
             stdout=output,
             stderr=errors,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_prepare_process,
         )
         try:
             while process.poll() is None:
@@ -115,6 +115,7 @@ def _run_command(command: list[str], folder: str, stdout: Path | None, messages:
     return process.returncode
 
 
-def _end_with_parent() -> None:
-    """Let the system end the command when the Ray worker that started it dies."""
+def _prepare_process() -> None:
+    """Let SIGINT through, which Ray's workers block, and end with the worker, however it ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
