@@ -58,7 +58,7 @@ def write_filmstrips(
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The lines of evaluate_SPLIT_videos.jsonl.
 
-    Raises: ReportError if there is no such file, or nothing in it.
+    Raises: ReportError if there is no such file, nothing in it, or damage.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -69,7 +69,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         ) from error
     if not lines:
         raise ReportError(f"{path}: no video was evaluated")
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ReportError(
+            f"{path}: damaged ({error}); make it anew with liteeval-train evaluate {path.parent}"
+        ) from error
 
 
 def choose_results(results: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:

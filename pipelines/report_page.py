@@ -56,6 +56,7 @@ class Subject:
     tables: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a title, names of runs
     strips: int = 6
     layout: Layout | None = None  # of the experiment, if the runs belong to one
+    figures: Path | None = None  # folder of curves that were drawn for this split
     manifest: str = ""
 
     @classmethod
@@ -70,6 +71,7 @@ class Subject:
             tables={name: manifest.runs_like(like) for name, like in report.tables.items()},
             strips=report.filmstrip_videos,
             layout=layout,
+            figures=layout.figures,
             manifest=manifest.to_yaml(),
         )
 
@@ -103,7 +105,9 @@ def find_subject(
             f"with liteeval run {first}"
         )
     subject = Subject.of_experiment(manifest, layout)
-    return replace(subject, split=split or subject.split)
+    if split in (None, subject.split):
+        return subject
+    return replace(subject, split=split, figures=None)
 
 
 @dataclass(frozen=True)
@@ -284,8 +288,8 @@ def _notes(
     settings = [repr(run.compared.settings) for run in evaluated if run.compared]
     if evaluated and len(set(settings)) == len(settings):
         notes.append(
-            "Each configuration was trained once; another seed moves accuracy, often by more "
-            "than one point."
+            "Each configuration was trained once: how far the seed alone moves its accuracy is "
+            "not known."
         )
     videos = {run.summary["videos"] for run in evaluated}
     if videos and min(videos) < 200:
@@ -435,7 +439,7 @@ def _stored(
     subject: Subject, runs: Sequence[PageRun], name: str, kind: str, x: str, factor: float
 ) -> list[Curve]:
     """Curves that the job `figures` drew, or else those that evaluation left in the runs."""
-    drawn = _read_curves(subject.layout.figures / f"{name}.csv") if subject.layout else []
+    drawn = _read_curves(subject.figures / f"{name}.csv") if subject.figures else []
     if drawn:
         return drawn
     curves = []
@@ -450,17 +454,16 @@ def _stored(
 
 
 def _read_curves(path: Path) -> list[Curve]:
-    """The lines of a CSV file that `liteeval-train figures` wrote; none where there is no file."""
+    """The lines of a CSV file that `liteeval-train figures` wrote; none where none can be read."""
+    lines: dict[str, tuple[list[float], list[float]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-    except OSError:
+            for label, x, y in list(csv.reader(file))[1:]:
+                xs, ys = lines.setdefault(label, ([], []))
+                xs.append(float(x))
+                ys.append(float(y))
+    except (OSError, ValueError):
         return []
-    lines: dict[str, tuple[list[float], list[float]]] = {}
-    for label, x, y in rows:
-        xs, ys = lines.setdefault(label, ([], []))
-        xs.append(float(x))
-        ys.append(float(y))
     return [Curve(label, xs, ys) for label, (xs, ys) in lines.items()]
 
 

@@ -40,7 +40,7 @@ def test_the_table_the_warning_and_the_files_are_on_standard_output(
     assert table.strip() in printed
     assert [line.split()[0] for line in table.splitlines()[-2:]] == ["lstm", "liteeval"]
     assert "weights of mobilenet_v2@64 and mobilenet_v2@112 are random" in printed
-    for name in ("table.txt", "filmstrip.png", "runs", "features", "manifest.yaml"):
+    for name in ("report.html", "table.txt", "filmstrip.png", "runs", "features", "manifest.yaml"):
         assert str(out / name) in printed
 
 
@@ -85,6 +85,18 @@ def test_the_filmstrip_has_a_green_border_where_the_gate_read_finely(
     green = [int(FINE_GREEN[i : i + 2], 16) for i in (1, 3, 5)]
     has_green = bool((np.abs(pixels - green).max(axis=2) < 3).sum() > 1000)
     assert has_green == any(sum(json.loads(line)["used"]) for line in lines)
+
+
+def test_the_report_page_tells_the_whole_experiment(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "no result yet" not in page
+    summary = json.loads((out / "runs/liteeval/evaluate_val.json").read_text())
+    assert f"<b>{summary['gflops_mean']:.2f}</b><span>GFLOPs per video</span>" in page
+    assert page.count("data:image/jpeg;base64,") >= 6 * 4  # frames of the filmstrips
+    for job in (out / "jobs").glob("*.json"):
+        assert job.stem == "report" or job.stem in page.replace("<wbr>", "")
+    assert "name: smoke" in page  # the manifest
 
 
 def test_a_second_run_finds_everything_done_within_seconds(smoke: tuple[Path, str]) -> None:

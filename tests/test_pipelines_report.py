@@ -138,3 +138,6 @@ def test_missing_and_empty_results_name_the_way_out(tmp_path: Path) -> None:
         read_results(path)
     path.write_text(json.dumps(RESULTS[0]) + "\n")
     assert read_results(path) == RESULTS[:1]
+    path.write_text('{"video_id": "cut o')
+    with pytest.raises(ReportError, match=r"damaged .*; make it anew with liteeval-train evaluate"):
+        read_results(path)
