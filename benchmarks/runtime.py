@@ -23,7 +23,8 @@ import sys
 import time
 
 BATCH = 8
-ROUNDS_OF_WORK = 20
+GFLOPS = 200  # of a network in one process
+LOOPS = 20_000_000  # of a busy process: about a second
 
 
 def network_seconds(backbone: str, *, keep: bool, threads: int, beside: int) -> float:
@@ -47,7 +48,7 @@ def network_seconds(backbone: str, *, keep: bool, threads: int, beside: int) -> 
         workers = [multiprocessing.Process(target=_decode_like_work) for _ in range(beside)]
         for worker in workers:
             worker.start()
-        for _ in range(3):
+        for _ in range(round(GFLOPS / (BATCH * loaded.gflops_per_frame))):
             extractor(pixels)
         for worker in workers:
             worker.join()
@@ -55,9 +56,9 @@ def network_seconds(backbone: str, *, keep: bool, threads: int, beside: int) -> 
 
 
 def _decode_like_work() -> None:
-    """Some seconds of plain arithmetic on one core."""
+    """Plain arithmetic on one core."""
     total = 0
-    for i in range(ROUNDS_OF_WORK * 1_000_000):
+    for i in range(LOOPS):
         total += i
 
 
