@@ -14,6 +14,7 @@ from chromium import PROGRAM, Chromium
 from click.testing import CliRunner
 
 from pipelines.cli import main
+from pipelines.jobs import Stamp
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -146,6 +147,46 @@ def test_failed_videos_are_listed(runs: Path, tmp_path: Path) -> None:
     assert "broken/one" in text
     assert "truncated <file>" in text
     assert "1 videos could not be extracted" in text
+
+
+EXPERIMENT = """\
+name: unfinished
+data: {synthetic: {videos: 18}}
+backbones:
+  coarse: {name: mobilenet_v2, size: 32, weights: random}
+  fine: {name: mobilenet_v2, size: 48, weights: random}
+runs: [{method: liteeval}, {method: lstm}, {method: uniform}]
+report: {tables: {"ours": [liteeval]}}
+"""
+
+
+def test_an_unfinished_experiment_is_told_as_far_as_it_is(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("liteeval", "lstm"):
+        shutil.copytree(runs / name, out / "runs" / name)
+    (out / "manifest.yaml").write_text(EXPERIMENT)
+    Stamp("x", 1, seconds=70.0, command="liteeval-train fit …").write(out / "jobs/fit-uniform.json")
+    Stamp("x", 0, seconds=30.0, command="liteeval extract").write(out / "jobs/extract.json")
+    Stamp("x", None).write(out / "jobs/report.json")  # the one that writes the page
+    (out / "figures").mkdir()
+    lines = "line,GFLOPs,mAP %\nseq-k (uniform),1,50\nseq-k (uniform),2,60\n"
+    (out / "figures" / "accuracy_gflops.csv").write_text(lines)
+    pages = [tmp_path / "page.html", tmp_path / "same.html"]
+    report(out, "--out", pages[0])
+    report(out / "manifest.yaml", "--out", pages[1])
+    text, same = (Page(path).text for path in pages)
+    assert text.split("written")[1][20:] == same.split("written")[1][20:]  # all but the time
+    assert "uniform not started yet" in text
+    assert "1 of 3 runs have no result yet" in text
+    assert "Jobs that failed: fit-uniform." in text
+    assert "one job after another: 100 s in all" in text
+    assert "seq-k (uniform)" in text
+    assert "name: unfinished" in text
+    report(out, "--split", "train", "--out", pages[0])
+    text = Page(pages[0]).text
+    assert "No run is evaluated yet" in text
+    assert "not evaluated yet" in text
+    assert "seq-k (uniform)" not in text  # drawn for another split
 
 
 def test_a_folder_that_holds_no_run_is_named(tmp_path: Path) -> None:
