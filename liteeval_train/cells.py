@@ -280,6 +280,31 @@ class SRUCell(Cell):
         return step
 
 
+def remember_frames(network: nn.Module, frames: int) -> None:
+    """Set the initial biases of a network's LSTMs so that their units remember 1 to `frames` steps.
+
+        b_f = log u,  b_i = −b_f,  u uniform in [1, frames − 1], for each unit another
+
+    A forget gate starts at σ(b_f) = u / (1 + u). Near 1/2, as torch starts it, a state is halved
+    at each frame and the last one knows few frames; from few videos longer memory is not learned.
+    Source: Tallec, Ollivier: Can Recurrent Neural Networks Warp Time?, ICLR 2018 (chrono
+    initialisation).
+    """
+    for module in network.modules():
+        if isinstance(module, LSTMCell):
+            _set_memory(module.input.bias, frames)
+        elif isinstance(module, nn.LSTM):
+            _set_memory(module.bias_ih_l0, frames)
+            nn.init.zeros_(module.bias_hh_l0)  # torch adds the two
+
+
+@torch.no_grad()
+def _set_memory(bias_G: Tensor, frames: int) -> None:
+    input_H, forget_H, _, _ = bias_G.chunk(4)
+    forget_H.uniform_(1, max(frames - 1, 1)).log_()
+    input_H.copy_(-forget_H)
+
+
 CELLS: dict[str, type[LSTMCell] | type[GRUCell] | type[SRUCell]] = {
     "lstm": LSTMCell,
     "gru": GRUCell,

@@ -49,6 +49,7 @@ class TrainConfig(BaseModel):
     synchronise: bool = True  # skipped frames update the fine state from the coarse one
     coarse_hidden: int = Field(512, ge=1)  # D_c
     fine_hidden: int = Field(2048, ge=1)  # D_f
+    memory_frames: int = Field(0, ge=0)  # longest first memory of LSTMs; 0: torch's initial values
     coarse_projection: int = Field(512, ge=0)  # width after BatchNorm-Linear-BatchNorm-ReLU; 0: off
     fine_projection: int = Field(2048, ge=0)
     l2_normalise: bool = True  # features, before the projection
@@ -99,6 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_videos": 16,
         "learning_rate": 1e-3,
         "epochs": 20,
+        "memory_frames": 30,
     },
 }
 

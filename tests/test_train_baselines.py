@@ -1,6 +1,9 @@
 """Baselines against plain computations on one video at a time."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -70,3 +73,25 @@ def test_baselines_read_every_frame_finely_and_none_coarsely():
         method = make_method(name).eval()
         assert not method.reads_coarse
         assert method.predict(batch).used_N.all()
+
+
+@pytest.mark.parametrize("name", ["liteeval", "lstm", "fastforward"])
+def test_lstms_remember_up_to_the_frames_that_are_set(name):
+    method = make_method(name, "memory_frames=30", "fine_hidden=2000")
+    if name == "lstm":  # torch adds two biases
+        bias_G = method.lstm.bias_ih_l0 + method.lstm.bias_hh_l0
+    else:
+        bias_G = (method.fine_cell if name == "liteeval" else method.cell).input.bias
+    input_H, forget_H, candidate_H, output_H = bias_G.detach().chunk(4)
+    torch.testing.assert_close(input_H, -forget_H)
+    frames_H = forget_H.exp()  # uniform in [1, 29]: mean 15, deviation 28 / sqrt(12)
+    assert 1 <= frames_H.min() < 2
+    assert 28 < frames_H.max() <= 29.001
+    assert abs(frames_H.mean() - 15) < 4 * 28 / math.sqrt(12 * 2000)
+    assert candidate_H.abs().max() <= 2 / math.sqrt(2000)
+    assert output_H.abs().max() <= 2 / math.sqrt(2000)
+
+
+def test_without_memory_frames_lstms_start_as_torchs():
+    method = make_method("lstm", "memory_frames=0")
+    assert method.lstm.bias_ih_l0.abs().max() <= 1 / math.sqrt(256)

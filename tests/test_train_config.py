@@ -19,6 +19,7 @@ def test_presets_hold_the_papers_sizes(preset, coarse, fine, batch):
     assert (config.coarse_hidden, config.fine_hidden, config.batch_videos) == (coarse, fine, batch)
     assert (config.learning_rate, config.usage_weight, config.clip_norm) == (1e-4, 2.0, 5.0)
     assert (config.fine_share_target, config.max_frames) == (0.05, 129)
+    assert config.memory_frames == 0  # the paper says nothing of initial biases
 
 
 def test_every_preset_is_valid():
