@@ -294,8 +294,9 @@ def remember_frames(network: nn.Module, frames: int) -> None:
         if isinstance(module, LSTMCell):
             _set_memory(module.input.bias, frames)
         elif isinstance(module, nn.LSTM):
-            _set_memory(module.bias_ih_l0, frames)
-            nn.init.zeros_(module.bias_hh_l0)  # torch adds the two
+            outer, inner = module.get_parameter("bias_ih_l0"), module.get_parameter("bias_hh_l0")
+            _set_memory(outer, frames)
+            nn.init.zeros_(inner)  # torch adds the two
 
 
 @torch.no_grad()

@@ -157,7 +157,8 @@ def test_result_is_read_again_only_while_its_model_is_the_chosen_one(folder):
     run = RunFolder(folder / "lstm")
     first = evaluate_run(run.path).summary
     assert read_or_evaluate(run.path, split="val") == first
-    run.evaluation("val").write_text('{"marked": true}')
-    assert read_or_evaluate(run.path, split="val") == {"marked": True}
+    marked = {**first, "top1": -1.0}
+    run.evaluation("val").write_text(json.dumps(marked))
+    assert read_or_evaluate(run.path, split="val") == marked
     run.best.touch()
     assert read_or_evaluate(run.path, split="val")["top1"] == first["top1"]
