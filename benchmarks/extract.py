@@ -23,12 +23,17 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 
-from extract.backbones import Backbone, load_backbone, parse_backbone
-from extract.run import ExtractOptions, _Batcher, autocast, extract_features
 from extract.supervise import DecodePool, DecodeTask, Rows, WorkerOptions
 from extract.videos import Video
+
+if (
+    __name__ != "__mp_main__"
+):  # decode processes load this file too, and the commands spare them this
+    import torch
+
+    from extract.backbones import Backbone, load_backbone, parse_backbone
+    from extract.run import ExtractOptions, _Batcher, autocast, extract_features
 
 SOURCE = Path(__file__).parents[2] / "shared/data/clips/activitynet_v_ZNVhz7ctTq0.mp4"
 CLIP_SECONDS = 117
