@@ -84,6 +84,9 @@ class Layout:
     def features(self) -> Path:
         return self.out / "features"
 
+    def finetuned(self, role: str) -> Path:
+        return self.out / "finetune" / role / "finetuned.safetensors"
+
     @property
     def table(self) -> Path:
         return self.out / "table.txt"
@@ -147,6 +150,11 @@ def plan_jobs(
         engine: options of `liteeval extract` that say who extracts.
     """
     jobs, inputs = _data_jobs(manifest.data, layout)
+    jobs += [
+        _finetune_job(role, backbone, manifest, layout, inputs, device=device, workers=workers)
+        for role, backbone in manifest.backbones.by_role.items()
+        if backbone.finetune
+    ]
     extract = _extract_job(manifest, layout, inputs, device=device, workers=workers, engine=engine)
     jobs.append(extract)
     for run in manifest.all_runs:
@@ -221,6 +229,37 @@ def _clips_job(clips: SyntheticClips, layout: Layout) -> Job:
     )
 
 
+def _finetune_job(
+    role: str,
+    backbone: Backbone,
+    manifest: Manifest,
+    layout: Layout,
+    inputs: _Inputs,
+    *,
+    device: str,
+    workers: int | None,
+) -> Job:
+    assert backbone.finetune is not None, "only finetuned backbones have this job"
+    checkpoint, weights = layout.finetuned(role), backbone.weights
+    return Job(
+        name=f"finetune-{role}",
+        argv=(
+            *("extract", "finetune", str(inputs.videos), "--labels", str(inputs.labels)),
+            *("--backbone", backbone.option, "--out", str(checkpoint.parent)),
+            *(() if weights == "published" else (f"--weights={backbone.option}={weights}",)),
+            *("--fps", f"{manifest.extraction.fps:g}", *backbone.finetune.options),
+        ),
+        where=(
+            *("--resume", "--device", device),
+            *(() if workers is None else ("--workers", str(workers))),
+        ),
+        depends_on=inputs.made_by,
+        inputs=(inputs.videos, inputs.labels, *((weights,) if isinstance(weights, Path) else ())),
+        outputs=(checkpoint,),
+        replaces=(checkpoint.parent, layout.features),
+    )
+
+
 def _extract_job(
     manifest: Manifest,
     layout: Layout,
@@ -232,12 +271,13 @@ def _extract_job(
 ) -> Job:
     backbones = tuple(manifest.backbones.by_role.values())
     options = [f"--backbone={backbone.option}" for backbone in backbones]
-    options += [
-        f"--weights={backbone.option}={backbone.weights}"
-        for backbone in backbones
-        if backbone.weights != "published"
-    ]
-    weights = (b.weights for b in backbones if isinstance(b.weights, Path))
+    weights = {
+        backbone.option: layout.finetuned(role) if backbone.finetune else backbone.weights
+        for role, backbone in manifest.backbones.by_role.items()
+    }
+    options += [f"--weights={name}={w}" for name, w in weights.items() if w != "published"]
+    finetuned = [role for role, b in manifest.backbones.by_role.items() if b.finetune]
+    files = (b.weights for b in backbones if isinstance(b.weights, Path) and not b.finetune)
     return Job(
         name="extract",
         argv=(
@@ -249,8 +289,8 @@ def _extract_job(
             *("--device", device),
             *(() if workers is None else ("--workers", str(workers))),
         ),
-        depends_on=inputs.made_by,
-        inputs=(inputs.videos, inputs.labels, *weights),
+        depends_on=(*inputs.made_by, *(f"finetune-{role}" for role in finetuned)),
+        inputs=(inputs.videos, inputs.labels, *files),
         outputs=tuple(_store(layout, backbone) for backbone in backbones),
         gpus=None,
     )

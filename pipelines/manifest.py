@@ -129,12 +129,32 @@ class Data(Section):
         return self
 
 
+class Finetune(Section):
+    """Stage 0: the backbone is fitted to splits train and val first; see docs/finetune.md."""
+
+    epochs: int = Field(10, ge=0)
+    lr: float = Field(0.01, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch: int = Field(16, ge=2)  # videos
+    segments: int = Field(3, ge=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    crop_area: float = Field(0.4, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As liteeval-extract finetune takes them: --epochs=10."""
+        values = self.model_dump()
+        return tuple(f"--{key.replace('_', '-')}={value}" for key, value in values.items())
+
+
 class Backbone(Section):
     """A network that turns frames into rows of features."""
 
     name: str = Field(min_length=1)
     size: int = Field(ge=1)  # input, px
     weights: Weights = "published"  # published, random (seeded), or a file
+    finetune: Finetune | None = None  # from these weights
 
     @property
     def option(self) -> str:

@@ -298,3 +298,22 @@ def test_a_cache_too_small_for_the_segments_is_refused(folder: Path, tmp_path: P
     )  # fmt: skip
     assert result.exit_code == 1
     assert "raise --cache-gb" in result.output
+
+
+def test_a_manifest_finetunes_before_it_extracts(tmp_path: Path) -> None:
+    from pipelines.jobs import Layout, plan_jobs
+    from pipelines.manifest import load_manifest
+
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ndata: {videos: v, labels: labels.csv}\nbackbones:\n"
+        "  coarse: {name: mobilenet_v2, size: 112, weights: w.pth, finetune: {epochs: 5}}\n"
+        "  fine: {name: resnet101, size: 224}\nruns: [{method: lstm}]\n"
+    )
+    layout = Layout(tmp_path / "out")
+    jobs = {job.name: job for job in plan_jobs(load_manifest(tmp_path / "mine.yaml"), layout)}
+    finetune, extract = jobs["finetune-coarse"], jobs["extract"]
+    assert extract.depends_on == ("finetune-coarse",)
+    assert f"--weights=mobilenet_v2@112={finetune.outputs[0]}" in extract.argv
+    context = main.commands["finetune"].make_context("finetune", [*finetune.argv[2:]])
+    assert context.params["epochs"] == 5
+    assert context.params["weights"] == (f"mobilenet_v2@112={tmp_path / 'w.pth'}",)
