@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
     options = parser.parse_args()
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    os.environ["RAY_worker_niceness"] = "0"  # as the plain processes, on a machine with other work
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so); as the plain processes
     os.environ["TQDM_DISABLE"] = "1"
     waiting = functools.partial(seconds_on_ray, videos=400, works=False)
     working = functools.partial(seconds_on_ray, videos=200, works=True)

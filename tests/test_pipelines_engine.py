@@ -42,6 +42,11 @@ if action.startswith("meet"):  # until the other one is here too
         time.sleep(0.02)
         if time.monotonic() > end:
             sys.exit("alone")
+if action == "slow":  # until the engine knows that "fail" has failed
+    stamp = path.with_name("jobs") / "fail.json"
+    while not (stamp.exists() and '"exit_code": 1' in stamp.read_text()):
+        time.sleep(0.02)
+    time.sleep(0.5)
 sys.exit({"fail": 1, "misuse": 2, "some": 3}.get(action, 0))
 """
 RUNNER = """\
@@ -266,10 +271,10 @@ def test_more_gpus_than_the_machine_has_are_refused(layout: Layout) -> None:
 
 
 def test_a_failure_is_told_when_the_jobs_beside_it_have_ended(layout: Layout) -> None:
-    jobs = tool(layout, "fail"), tool(layout, "good"), tool(layout, "next", after=("good",))
+    jobs = tool(layout, "fail"), tool(layout, "slow"), tool(layout, "next", after=("slow",))
     with pytest.raises(JobError, match=rf"its messages are in {layout.messages('fail')}"):
         run(layout, *jobs, gpus=("0", "1"))
-    assert sorted(diary(layout)) == ["fail", "good"]
+    assert sorted(diary(layout)) == ["fail", "slow"]
 
 
 def test_a_job_on_two_gpus_is_two_processes_of_torchrun(layout: Layout) -> None:
