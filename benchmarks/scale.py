@@ -27,8 +27,16 @@ import numpy as np
 import psutil
 
 from extract.run import Committed, Extracted, ExtractOptions, ExtractSummary, Ledger, Outcome
-from extract.store import FeatureStore, FeatureWriter, StoreIdentity, VideoFeatures, part_paths
+from extract.store import (
+    FeatureStore,
+    FeatureWriter,
+    StoreIdentity,
+    VideoFeatures,
+    compact_store,
+    part_paths,
+)
 from extract.supervise import DecodeTask
+from extract.videos import Video
 from pipelines.engines.ray import CPUS_PER_ACTOR, Stores, work_through
 
 ROWS, DIM = 4, 16
@@ -54,16 +62,7 @@ class SimulatedExtractor:
             time.sleep(0.01)
         identity = StoreIdentity("simulated", 16, "", "", {}, 1.0, DIM, 0.0, "", 0)
         self._writer = FeatureWriter(out / STORE, identity)
-        self._video = VideoFeatures(
-            features=np.zeros((ROWS, DIM), np.float16),
-            pts_seconds=np.arange(ROWS, dtype=np.float64),
-            frame_index=np.arange(ROWS) * 25,
-            duration_seconds=float(ROWS),
-            source_fps=25.0,
-            source_path="",
-            source_bytes=0,
-            decoder="simulated",
-        )
+        self._video = rows_of_a_video(ROWS, DIM)
         self._added: list[str] = []
 
     def add(self, tasks: Sequence[DecodeTask]) -> Iterator[Outcome]:
@@ -193,6 +192,55 @@ def plain_seconds(processes: int, videos: int, seconds: float) -> float:
     return time.time() - start
 
 
+def rows_of_a_video(rows: int, dim: int) -> VideoFeatures:
+    t = np.arange(rows)
+    return VideoFeatures(
+        np.ones((rows, dim), np.float16), t * 1.0, t, float(rows), 25.0, "/videos/a.mp4", 1, "none"
+    )
+
+
+def print_store(parts: int) -> None:
+    """What a store of many parts costs: to open, to hold, to write, to compact."""
+    with tempfile.TemporaryDirectory() as folder:
+        many, large = Path(folder, "many"), Path(folder, "large")
+        write_parts(many, parts, rows_of_a_video(1, 16))
+        before, start = psutil.Process().memory_info().rss, time.time()
+        store = FeatureStore(many)
+        each_ms = (time.time() - start) / parts * 1000
+        held = (psutil.Process().memory_info().rss - before) / len(store)
+        print(f"\nopening {parts} parts: {each_ms:.1f} ms each, {held:.0f} bytes per video")
+        video = rows_of_a_video(167, 2048)
+        start = time.time()
+        write_parts(large, 20, video)
+        megabytes = 20 * 64 * video.features.nbytes / 1e6
+        write = megabytes / (time.time() - start)
+        start = time.time()
+        compact_store(large)
+        compact = megabytes / (time.time() - start)
+        print(f"writing {megabytes:.0f} MB: {write:.0f} MB/s; compacting: {compact:.0f} MB/s")
+
+
+def write_parts(path: Path, parts: int, video: VideoFeatures) -> None:
+    writer = FeatureWriter(path, StoreIdentity("bench", 1, "", "", {}, 1.0, video.features.shape[1],
+                                               0.0, "", 0))  # fmt: skip
+    for part in range(parts):
+        for i in range(64):
+            writer.add(f"class/{part:06d}-{i:02d}", video)
+        writer.commit()
+
+
+def print_memory_of_tasks(count: int) -> None:
+    """What the driver holds for each video that waits."""
+    before = psutil.Process().memory_info().rss
+    videos = [
+        Video(f"class {i % 100:03d}/video {i:08d}", Path(f"/shared/videos/class/{i:08d}.mp4"))
+        for i in range(count)
+    ]
+    tasks = [DecodeTask(video.id, video.path, (STORE, STORE)) for video in videos]
+    held = (psutil.Process().memory_info().rss - before) / len(tasks)
+    print(f"\na video that waits in the driver: {held:.0f} bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=100_000, help="for handing out and memory")
@@ -203,6 +251,8 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     waiting = functools.partial(seconds_on_ray, videos=400, works=False)
     working = functools.partial(seconds_on_ray, videos=200, works=True)
+    print_store(300)
+    print_memory_of_tasks(200_000)
     print_scaling("waiting 50 ms", waiting, options.workers, 400)
     print_scaling("working 50 ms", working, [1, 2], 200)
     plain = functools.partial(plain_seconds, videos=200, seconds=0.05)
