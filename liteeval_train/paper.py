@@ -2,7 +2,7 @@
 
 Sources:
     NEURIPS     Wu, Xiong, Jiang, Davis: LiteEval, NeurIPS 2019. Its mean average precisions on
-                FCVID and ActivityNet as public listings of its results repeat them; its GFLOPs
+                FCVID and ActivityNet as a public listing of its results repeats them; its GFLOPs
                 per video were found in no place that could be checked and are left out.
     EXTENSION   Wu et al.: A Coarse-to-Fine Framework for Resource Efficient Video Recognition.
                 GFLOPs per row of the backbones.
