@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEED_RUNS := live reset
+BENCHMARKS = $(filter-out __init__ $(NEED_RUNS),$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 
 .PHONY: install demo test lint bench clean
 
@@ -24,8 +26,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
-	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+bench: demo
+	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.live runs/demo/clips --runs $(addprefix runs/demo/runs/,liteeval lstm uniform)
+	$(BIN)/python -m benchmarks.reset runs/demo/runs/liteeval
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs/demo

@@ -1,5 +1,6 @@
 """The store: what is written is read, and nothing half-written is ever seen."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -120,6 +121,15 @@ def test_a_part_follows_the_format_for_readers_without_our_code(tmp_path: Path) 
                 "decoder", "corrupt_frames"} <= set(file)  # fmt: skip
     assert not os.access(part, os.W_OK) or os.geteuid() == 0
     assert part.stat().st_mode & 0o222 == 0
+
+
+def test_float32_beside_float16_in_a_part_loses_nothing(tmp_path: Path) -> None:
+    half = make_video(2, 0)
+    full = dataclasses.replace(half, features=half.features.astype(np.float32) / 3)  # no float16
+    write(tmp_path / "s", {"a": half, "b": full})
+    store = FeatureStore(tmp_path / "s")
+    np.testing.assert_array_equal(store["a"].features, half.features)
+    np.testing.assert_array_equal(store["b"].features, full.features)
 
 
 def test_a_part_that_does_not_fit_leaves_no_file_open(tmp_path: Path) -> None:
