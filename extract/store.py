@@ -493,7 +493,7 @@ class FeatureWriter:
             file.attrs["schema_version"] = SCHEMA_VERSION
             file.attrs["created_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
             shape = (int(offset[-1]), self.identity.feature_dim)
-            dtype = np.result_type(*(video.features for video in videos))
+            dtype = np.result_type(*(video.features.dtype for video in videos))
             features = file.create_dataset("features", shape, dtype)
             for start, video in zip(offset, videos, strict=False):
                 features[start : start + len(video.features)] = video.features
