@@ -493,8 +493,8 @@ class FeatureWriter:
             file.attrs["schema_version"] = SCHEMA_VERSION
             file.attrs["created_utc"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
             shape = (int(offset[-1]), self.identity.feature_dim)
-            dtype = np.result_type(*(video.features.dtype for video in videos))
-            features = file.create_dataset("features", shape, dtype)
+            precision = np.result_type(*(video.features.dtype for video in videos))
+            features = file.create_dataset("features", shape, precision)
             for start, video in zip(offset, videos, strict=False):
                 features[start : start + len(video.features)] = video.features
             file["video_offset"] = offset
