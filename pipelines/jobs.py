@@ -310,6 +310,7 @@ def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, devi
             *("--out", str(layout.run(run.name)), "--method", run.method),
             *(("--preset", run.preset) if run.preset else ()),
             *(f"--set={setting}" for setting in run.settings),
+            *((f"--set=head={layout.finetuned(run.fine)}",) if run.own_head else ()),
         ),
         where=("--resume", "--ignore-unlabelled", "--device", device),
         depends_on=("extract",),

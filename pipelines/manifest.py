@@ -202,6 +202,7 @@ class Run(Section):
     gpus: int = Field(default=1, ge=1)  # of one machine, that train it together
     set: dict[str, Option] = Field(default_factory=dict)  # overrides, as `liteeval-train fit --set`
     fine: str = "fine"  # the fine backbone: fine, or one of backbones.others
+    own_head: bool = False  # of uniform: the finetuned fine backbone's classifier; nothing trains
     matrix: dict[str, Annotated[tuple[Option, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )  # a run for each combination of these overrides
@@ -214,6 +215,8 @@ class Run(Section):
             raise ValueError(f"{', '.join(twice)}: stands in set and in matrix")
         if self.seeds and self.seed:
             raise ValueError("give seed or seeds, not both")
+        if self.own_head and self.method != "uniform":
+            raise ValueError(f"own_head is for method uniform, not {self.method}")
         return self
 
     @property
@@ -237,6 +240,7 @@ class Run(Section):
                 seed=self.seed if seed is None else seed,
                 set={**self.set, **dict(zip(self.matrix, values, strict=True))},
                 fine=self.fine,
+                own_head=self.own_head,
                 gpus=self.gpus,
             )
             for values, seed in itertools.product(points, self.seeds or (None,))
@@ -328,6 +332,11 @@ class Manifest(Section):
             if run.fine == "coarse" or run.fine not in self.backbones.by_role:
                 valid = [role for role in self.backbones.by_role if role != "coarse"]
                 raise ValueError(f"runs.{number}.fine: {_unknown('backbone', run.fine, valid)}")
+            if run.own_head and self.backbones.by_role[run.fine].finetune is None:
+                raise ValueError(
+                    f"runs.{number}.own_head: backbone {run.fine!r} is not finetuned, so it has no "
+                    "classifier for these classes; give it `finetune`, or leave own_head out"
+                )
         return self
 
     def missing_inputs(self) -> list[str]:
