@@ -43,6 +43,7 @@ class TrainConfig(BaseModel):
     # what is seen of a video
     max_frames: int = Field(129, ge=1)  # evenly spaced where a video has more
     frames: int = Field(25, ge=1)  # of methods uniform and uniform+cf
+    head: str = ""  # of uniform: a finetuned backbone, whose own classifier is used; nothing trains
 
     # the network
     cell: Literal["lstm", "gru", "sru"] = "lstm"  # of liteeval
@@ -53,6 +54,8 @@ class TrainConfig(BaseModel):
     coarse_projection: int = Field(512, ge=0)  # width after BatchNorm-Linear-BatchNorm-ReLU; 0: off
     fine_projection: int = Field(2048, ge=0)
     l2_normalise: bool = True  # features, before the projection
+
+    frame_loss_weight: float = Field(0.0, ge=0)  # of losses.FrameSupervision; recurrent methods
 
     # the gate
     fine_share_target: float = Field(0.05, ge=0, le=1)  # γ
@@ -80,6 +83,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"coarse_hidden {self.coarse_hidden} is not below fine_hidden {self.fine_hidden}: "
                 "a skipped frame would overwrite all that fine frames left in the state"
+            )
+        if self.head and self.method != "uniform":
+            raise ValueError(
+                f"head is for method uniform, which averages frames; not {self.method}"
             )
         if self.temperature_end > self.temperature_start:
             raise ValueError("temperature_end exceeds temperature_start: it falls during training")

@@ -1,9 +1,16 @@
-"""Equation 7's two terms. Shape letters: B videos, N rows of a batch packed by time, K classes."""
+"""Equation 7's two terms, and a third on single frames.
+
+Shape letters: B videos, N rows of a batch packed by time, K classes.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 from torch.nn import functional
+
+from liteeval_train.data import Batch
 
 
 def classification_loss(logits_BK: Tensor, labels_BK: Tensor) -> Tensor:
@@ -24,6 +31,41 @@ def classification_loss_per_row(logits_NK: Tensor, labels_NK: Tensor) -> Tensor:
     """(N,) `classification_loss` of each row."""
     target_NK = labels_NK / labels_NK.sum(dim=1, keepdim=True)
     return functional.cross_entropy(logits_NK, target_NK, reduction="none")
+
+
+def frame_loss(logits_NK: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each video's frames, averaged over videos.
+
+    Args:
+        logits_NK: (N, K) float; each frame has the labels of its video.
+
+    Returns: float scalar in nats.
+    """
+    loss_N = classification_loss_per_row(logits_NK, batch.labels_BK[batch.video_N])
+    return (loss_N / batch.lengths_B[batch.video_N]).sum() / len(batch.lengths_B)
+
+
+class FrameSupervision(nn.Module):
+    """Linear classifiers on the projected rows of single frames, for training alone.
+
+        term = w · sum over the projections of `frame_loss`
+
+    It teaches projections what classes look like from every frame of a video, where equation 7 has
+    one label per video: the part of stage 0 (backbones finetuned as classifiers of frames) that can
+    be done on stored features. Ours, not the paper's; w = 0 leaves it out.
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.classifiers = nn.ModuleList(nn.Linear(w, classes) for w in widths if weight)
+
+    def forward(self, projected: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Float scalar. Args: projected: (N, width) rows of each projection."""
+        term = batch.lengths_B.new_zeros(())
+        for classifier, x_NW in zip(self.classifiers, projected, strict=False):
+            term = term + frame_loss(classifier(x_NW), batch)
+        return self.weight * term
 
 
 def fine_share(used_N: Tensor, video_N: Tensor, lengths_B: Tensor) -> Tensor:

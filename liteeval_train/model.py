@@ -18,7 +18,12 @@ from torch.nn import functional
 from liteeval_train.cells import CELLS, LoopLinear, Projection, State, Step
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch, Packing
-from liteeval_train.losses import classification_loss, fine_share, usage_penalty
+from liteeval_train.losses import (
+    FrameSupervision,
+    classification_loss,
+    fine_share,
+    usage_penalty,
+)
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
 
 OPEN = 1  # index of "read this frame finely" among the gate's two logits
@@ -33,6 +38,7 @@ class GatedPass:
     before: list[Tensor] = field(default_factory=list)  # (B, H) output before the step
     after: list[Tensor] = field(default_factory=list)  # (B, H) output after it
     last: Tensor = field(init=False)  # (B, H) output after each video's last frame
+    projected: list[Tensor] = field(default_factory=list)  # (N, C) and (N, F), while training
 
 
 class LiteEval(Method):
@@ -53,6 +59,7 @@ class LiteEval(Method):
         self.gate_coarse = nn.Linear(coarse, 2)
         self.gate_state = LoopLinear(self.fine_cell.state_parts * config.fine_hidden, 2)
         self.classifier = nn.Linear(config.fine_hidden, classes)
+        self.frames = FrameSupervision([coarse, fine], classes, weight=config.frame_loss_weight)
         with torch.no_grad():
             self.gate_coarse.bias[OPEN] += config.gate_bias
 
@@ -64,10 +71,12 @@ class LiteEval(Method):
         counted_B = share_B if self.config.usage_per == "video" else share_B.mean(0, keepdim=True)
         classification = classification_loss(self.classifier(passed.last), batch.labels_BK)
         usage = usage_penalty(counted_B, fine_share_target=self.config.fine_share_target)
+        frames = self.frames(passed.projected, batch)
         return TrainingStep(
-            classification + self.usage_weight(progress) * usage,
+            classification + self.usage_weight(progress) * usage + frames,
             {
                 "classification": classification.detach(),
+                "frame_loss": frames.detach(),
                 "usage_penalty": usage.detach(),
                 "fine_share": share_B.detach().mean(),
             },
@@ -99,7 +108,7 @@ class LiteEval(Method):
         noise_N2 = self.config.noise_scale * gumbel_noise(batch.uniform_N2)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
         state = self.fine_cell.zero_state(len(batch.lengths_B), like=inputs_NG)
-        passed, finished = GatedPass(), []
+        passed, finished = GatedPass(projected=[coarse_NC, fine_NF]), []
         for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
             running = rows.stop - rows.start
             finished.append(state[0][running:])

@@ -20,7 +20,9 @@ from liteeval_train.run_files import RunError, StoreInfo
 METADATA = "liteeval"  # the key of the checkpoint's metadata; see docs/finetune.md
 
 
-def load_head(classifier: nn.Linear, path: Path, *, fine: StoreInfo, classes: Sequence[str]) -> None:
+def load_head(
+    classifier: nn.Linear, path: Path, *, fine: StoreInfo, classes: Sequence[str]
+) -> None:
     """Give a linear layer the weights of a finetuned backbone's classifier.
 
     Args:

@@ -55,11 +55,13 @@ class LiteEvalRL(LiteEval):
         per_frame_N = 1 / (batch.lengths_B[batch.video_N] * videos)  # mean over frames, then videos
         entropy = -((log_policy_N2.exp() * log_policy_N2).sum(dim=1) * per_frame_N).sum()
         value = (advantage_N.square() * per_frame_N).sum()
-        loss = classification + self.config.policy_weight * policy + value
+        frames = self.frames(passed.projected, batch)
+        loss = classification + frames + self.config.policy_weight * policy + value
         return TrainingStep(
             loss - self.config.entropy_weight * entropy,
             {
                 "classification": classification.detach(),
+                "frame_loss": frames.detach(),
                 "reward": reward_B.detach().mean(),
                 "fine_share": share_B.detach().mean(),
             },

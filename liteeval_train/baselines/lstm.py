@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from liteeval_train.cells import Projection, State
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch
-from liteeval_train.losses import classification_loss
+from liteeval_train.losses import FrameSupervision, classification_loss
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
 
 
@@ -37,22 +37,29 @@ class FrameLSTM(Method):
         )
         self.lstm = nn.LSTM(coarse_width + self.project_fine.width, config.fine_hidden)
         self.classifier = nn.Linear(config.fine_hidden, classes)
+        widths = [w for w in (coarse_width, self.project_fine.width) if w]
+        self.frames = FrameSupervision(widths, classes, weight=config.frame_loss_weight)
 
-    def frame_features(self, batch: Batch) -> Tensor:
-        """(N, D) what the LSTM reads at each frame."""
-        return self.project_fine(batch.fine_ND)
+    def frame_features(self, batch: Batch) -> list[Tensor]:
+        """(N, width) of each projection: what the LSTM reads at each frame, side by side."""
+        return [self.project_fine(batch.fine_ND)]
 
-    def _run(self, batch: Batch, carried: State | None = None) -> tuple[Tensor, State]:
+    def _run(
+        self, projected: list[Tensor], batch: Batch, carried: State | None = None
+    ) -> tuple[Tensor, State]:
         """(N, H) outputs and the state after each video, (1, B, H) both h and c."""
         sizes = torch.tensor(batch.packing.step_sizes)
-        packed = PackedSequence(self.frame_features(batch), sizes)
+        packed = PackedSequence(torch.cat(projected, dim=1), sizes)
         outputs, state = self.lstm(packed, carried)
         return outputs.data, state
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        last_BH = self._run(batch)[1][0][0]
-        loss = classification_loss(self.classifier(last_BH), batch.labels_BK)
-        return TrainingStep(loss, {"classification": loss.detach()})
+        projected = self.frame_features(batch)
+        last_BH = self._run(projected, batch)[1][0][0]
+        classification = classification_loss(self.classifier(last_BH), batch.labels_BK)
+        frames = self.frames(projected, batch)
+        parts = {"classification": classification.detach(), "frame_loss": frames.detach()}
+        return TrainingStep(classification + frames, parts)
 
     def predict(self, batch: Batch, *, every_step: bool = False) -> Prediction:
         return self._evaluate(batch, None, every_step)[0]
@@ -64,7 +71,7 @@ class FrameLSTM(Method):
     def _evaluate(
         self, batch: Batch, carried: State | None, every_step: bool
     ) -> tuple[Prediction, State]:
-        outputs_NH, state = self._run(batch, carried)
+        outputs_NH, state = self._run(self.frame_features(batch), batch, carried)
         scores_BK = self.classifier(state[0][0]).softmax(dim=1)
         steps_NK = self.classifier(outputs_NH).softmax(dim=1) if every_step else None
         all_N = torch.ones_like(batch.video_N, dtype=torch.bool)
@@ -97,10 +104,8 @@ class FrameLSTMCF(FrameLSTM):
         )
         self.project_coarse = project_coarse
 
-    def frame_features(self, batch: Batch) -> Tensor:
-        return torch.cat(
-            [self.project_coarse(batch.coarse_ND), super().frame_features(batch)], dim=1
-        )
+    def frame_features(self, batch: Batch) -> list[Tensor]:
+        return [self.project_coarse(batch.coarse_ND), *super().frame_features(batch)]
 
     def head_flops(self) -> HeadFlops:
         fine = super().head_flops()

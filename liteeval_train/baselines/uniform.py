@@ -1,5 +1,6 @@
 """UNIFORM: a classifier on evenly spaced frames; the mean of their softmax scores decides.
 
+With `head` the classifier is the finetuned backbone's own (see head.py) and nothing is trained.
 UNIFORM-CF adds the coarse rows of the same frames: a frame's score is the mean of both.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from liteeval_train.cells import Projection
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch
-from liteeval_train.losses import classification_loss_per_row
+from liteeval_train.losses import frame_loss
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
 
 
@@ -45,8 +46,12 @@ class Uniform(Method):
     ) -> None:
         super().__init__(config)
         self.max_frames = min(config.frames, config.max_frames)
+        own = not config.head  # else the backbone's classifier, which takes features as they are
         self.fine = FrameClassifier(
-            fine_dim, config.fine_projection, classes, l2_normalise=config.l2_normalise
+            fine_dim,
+            config.fine_projection if own else 0,
+            classes,
+            l2_normalise=config.l2_normalise and own,
         )
 
     def frame_logits(self, batch: Batch) -> list[Tensor]:
@@ -54,10 +59,7 @@ class Uniform(Method):
         return [self.fine(batch.fine_ND)]
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        labels_NK = batch.labels_BK[batch.video_N]
-        losses = [classification_loss_per_row(x, labels_NK) for x in self.frame_logits(batch)]
-        weight_N = 1 / (batch.lengths_B[batch.video_N] * len(batch.lengths_B))
-        loss = (torch.stack(losses).sum(dim=0) * weight_N).sum()
+        loss = torch.stack([frame_loss(x, batch) for x in self.frame_logits(batch)]).sum()
         return TrainingStep(loss, {"classification": loss.detach()})
 
     @torch.no_grad()
