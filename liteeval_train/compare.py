@@ -56,7 +56,7 @@ def format_comparison(summaries: Sequence[dict[str, Any]], style: str) -> str:
     rows.insert(0, (*first, *HEADER, *(key.replace("paper_map", "paper's mAP") for key in extra)))
     splits = sorted({summary["split"] for summary in summaries})
     note = f"split {', '.join(splits)}; {FLOP_CONVENTION}; mean ± standard deviation over videos"
-    return f"{note}\n\n{_align(rows, markdown=style == 'markdown')}"
+    return f"{note}\n\n{align_columns(rows, markdown=style == 'markdown')}"
 
 
 def _short(value: Any) -> str:
@@ -75,7 +75,8 @@ def _cells(summary: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _align(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
+def align_columns(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Rows of equal length, the first the header, as a text or Markdown table."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -158,7 +159,7 @@ def format_seeds(rows: Sequence[dict[str, Any]], style: str) -> str:
     ]
     splits = ", ".join(sorted({row["split"] for row in rows}))
     note = f"split {splits}; {FLOP_CONVENTION}; mean ± standard deviation over runs"
-    return f"{note}\n\n{_align([header, *cells], markdown=style == 'markdown')}"
+    return f"{note}\n\n{align_columns([header, *cells], markdown=style == 'markdown')}"
 
 
 def table_of_runs(runs: Sequence[Path], *, split: str) -> str:
@@ -244,7 +245,7 @@ def format_table(table: Table, style: str) -> str:
     """A table of `group_runs` as `table` or `markdown` text."""
     rows = [table_header(table), *table_cells(table)]
     title = f"**{table.title}**" if style == "markdown" else table.title
-    return f"{title}\n\n{_align(rows, markdown=style == 'markdown')}"
+    return f"{title}\n\n{align_columns(rows, markdown=style == 'markdown')}"
 
 
 def _as_json(table: Table) -> dict[str, Any]:

@@ -376,6 +376,51 @@ def filmstrip(run: Path, videos: Path, out: Path, split: str, count: int) -> Non
     click.echo(f"{out}: {len(shown)} videos")
 
 
+@main.command("time")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--videos", "sources", multiple=True, required=True,
+              type=click.Path(path_type=Path),
+              help="A folder, file or list; repeatable.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
+              help="Of a backbone whose weights came from a file.")  # fmt: skip
+@click.option("--count", default=10, show_default=True, type=click.IntRange(1),
+              help="Videos, evenly picked.")  # fmt: skip
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1),
+              help="Of each video by each run.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def time_(
+    runs: tuple[Path, ...], sources: tuple[Path, ...], weights: tuple[str, ...], count: int,
+    repeats: int, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Seconds per video of RUNS from opening the file to the prediction (the paper's Table 10).
+
+    Videos are predicted one after the other, the runs take turns; medians are printed, with
+    ratios to the first run. Nothing else should run on the machine.
+
+    \b
+    Example:
+      liteeval time runs/demo/runs/* --videos runs/demo/clips
+    """
+    from extract.videos import VideoListError
+    from pipelines.timing import (
+        TimingError,
+        format_timings,
+        pick_videos,
+        time_runs,
+        timings_to_dict,
+    )
+
+    opened = {path.name: _open_live(path, weights, device) for path in runs}
+    try:
+        timings = time_runs(opened, pick_videos(sources, count), repeats=repeats)
+    except (TimingError, VideoListError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        json.dumps(timings_to_dict(timings), indent=2) if as_json else format_timings(timings)
+    )
+
+
 @main.command()
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--run", "run_folder", required=True, type=click.Path(path_type=Path),

@@ -1,0 +1,88 @@
+"""Seconds from the file to the answer: what is measured, and that it is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import LIVE_METHODS
+
+from liteeval_train.run_files import RunFiles
+from pipelines.cli import main
+from pipelines.live import open_live
+from pipelines.timing import PARTS, Timing, TimingError, format_timings, pick_videos, time_runs
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["time", *map(str, arguments)])
+
+
+def test_runs_are_timed_on_the_videos_they_predict(live_runs: Path) -> None:
+    names = [name for name in LIVE_METHODS if name in ("liteeval", "lstm", "uniform")]
+    runs = [live_runs / name for name in names]
+    result = call(*runs, "--videos", live_runs / "clips", "--count", 3, "--repeats", 2,
+                  "--device", "cpu", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = {row["run"]: row for row in json.loads(result.stdout)["runs"]}
+    assert list(rows) == names
+    picked = [video.id for video in pick_videos([live_runs / "clips"], 3)]
+    assert len(picked) == 3
+    for name, row in rows.items():
+        assert row["videos"] == 3
+        assert set(row["seconds"]) == set(PARTS)
+        assert row["seconds"]["total"] > row["seconds"]["head"] > 0
+        read = json.loads(
+            CliRunner()
+            .invoke(main, ["predict", str(live_runs / "clips"), "--run", str(live_runs / name),
+                           "--device", "cpu", "--json"])
+            .stdout
+        )["videos"]  # fmt: skip
+        gflops = [video["gflops_total"] for video in read if video["video_id"] in picked]
+        assert row["gflops_mean"] == pytest.approx(sum(gflops) / 3)
+    lstm = rows["lstm"]["seconds"]
+    assert lstm["coarse"] < 0.01 * lstm["fine"]  # it has no coarse network
+    assert RunFiles(live_runs / "lstm").read_info().config.method == rows["lstm"]["method"]
+
+
+def test_the_table_gives_ratios_to_the_first_run() -> None:
+    def timing(name: str, fine: float, gflops: float, total: float) -> Timing:
+        seconds = dict.fromkeys(PARTS, 0.1) | {"total": total}
+        return Timing(name, "liteeval", 4, 10.0, fine, gflops, seconds)
+
+    text = format_timings([timing("a", 2.0, 20.0, 0.5), timing("b", 10.0, 80.0, 1.25)])
+    cells = [line.split() for line in text.splitlines()[4:]]
+    assert cells[0][-2:] == ["1.00", "1.00"]
+    assert cells[1][-2:] == ["2.50", "4.00"]
+    assert cells[1][1:5] == ["10.0", "of", "10.0", "80.00"]
+
+
+def test_a_run_that_computes_more_than_it_says_is_told(
+    live_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = open_live(live_runs / "liteeval", device="cpu")
+    honest = type(live.fine).__call__
+
+    def twice(network, pixels):
+        honest(network, pixels)
+        return honest(network, pixels)
+
+    monkeypatch.setattr(type(live.fine), "__call__", twice)
+    with pytest.raises(TimingError, match="the fine network ran on"):
+        time_runs({"liteeval": live}, pick_videos([live_runs / "clips"], 2), repeats=1)
+
+
+def test_a_video_that_cannot_be_decoded_ends_the_measurement(live_runs: Path, tmp_path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    result = call(live_runs / "liteeval", "--videos", tmp_path, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "bad.mp4" in result.output
+    assert "can be decoded" in result.output
+
+
+def test_no_video_is_told(live_runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = call(live_runs / "liteeval", "--videos", tmp_path / "empty", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "no video file" in result.output
