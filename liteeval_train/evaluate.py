@@ -30,7 +30,7 @@ from liteeval_train.data import (
 )
 from liteeval_train.method import Method, Prediction
 from liteeval_train.metrics import AVERAGE_PRECISIONS, in_top
-from liteeval_train.run import RunFolder, RunInfo, write_atomically
+from liteeval_train.run import RunError, RunFolder, RunInfo, write_atomically
 from liteeval_train.simulate import key_frame_shares, key_rows
 
 
@@ -166,7 +166,17 @@ def summarise(
     *,
     average_precision: str = "plain",
 ) -> Evaluation:
-    """Accuracy and cost of traces; `about` goes into the summary as it is."""
+    """Accuracy and cost of traces; `about` goes into the summary as it is.
+
+    Raises: RunError if a score is not a finite number.
+    """
+    for trace in traces:
+        if not trace.scores_K.isfinite().all():
+            raise RunError(
+                f"{about['method']}: the scores of {trace.sample.video_id!r} are not finite; check "
+                "the stores with liteeval-extract verify. If they are sound, the model is not: "
+                "train again with a lower learning_rate or precision 32-true"
+            )
     costs = [cost(int(trace.seen_T.sum()), int(trace.used_T.sum())) for trace in traces]
     results = [_result(t, c, classes) for t, c in zip(traces, costs, strict=True)]
     scores_VK = torch.stack([trace.scores_K for trace in traces])

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,7 @@ from extract.store import TEMPORARY_SUFFIX, FeatureStore
 from liteeval_train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from liteeval_train.data import Labels, StorePair
+    from liteeval_train.data import VideoSet
     from liteeval_train.method import Method
 
 VERSIONED = ("liteeval", "torch", "lightning-fabric", "torchmetrics", "numpy", "h5py")
@@ -69,8 +70,18 @@ class StoreInfo(BaseModel):
                 )
 
 
+class SplitInfo(BaseModel):
+    """The videos of a split that a run was trained on: how many, and what tells them."""
+
+    videos: int
+    sha256: str  # of their ids and numbers of rows
+
+
 class RunInfo(BaseModel):
-    """config.json: all that says what a run is."""
+    """config.json: all that says what a run is.
+
+    What older runs did not save is None or empty.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,19 +91,27 @@ class RunInfo(BaseModel):
     labels_path: str
     labels_sha256: str
     classes: list[str]
+    splits: dict[str, SplitInfo] = {}  # train and val
+    precision: str | None = None
+    device: str | None = None  # cpu or cuda, where the run was started
     versions: dict[str, str]
 
     @classmethod
     def of(
-        cls, config: TrainConfig, pair: StorePair, labels: Labels, classes: list[str]
+        cls, config: TrainConfig, sets: Sequence[VideoSet], *, precision: str, device: str
     ) -> RunInfo:
+        """Of a run on the videos of these sets, which come from the same stores and labels."""
+        pair, labels = sets[0].pair, sets[0].labels
         return cls(
             config=config,
             coarse=StoreInfo.of(pair.coarse),
             fine=StoreInfo.of(pair.fine),
             labels_path=str(labels.path.resolve()),
             labels_sha256=labels.sha256,
-            classes=classes,
+            classes=list(sets[0].class_number),
+            splits={videos.split: SplitInfo(**videos.content) for videos in sets},
+            precision=precision,
+            device=device,
             versions={name: _version(name) for name in VERSIONED},
         )
 

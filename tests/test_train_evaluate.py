@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from extract.store import StoreError
 from liteeval_train.config import resolve_config
@@ -164,3 +165,15 @@ def test_result_is_read_again_only_while_its_model_is_the_chosen_one(folder):
     later = run.evaluation("val").stat().st_mtime + 1  # clocks of file systems tick coarsely
     os.utime(run.best, (later, later))
     assert read_or_evaluate(run.path, split="val")["top1"] == first["top1"]
+
+
+def test_model_whose_scores_are_not_finite_is_refused(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(folder / "lstm", run.path)
+    network = run.read_info().build()
+    torch.nn.init.constant_(network.classifier.bias, float("nan"))
+    run.save_best(network)
+    run.evaluation("val").unlink(missing_ok=True)
+    with pytest.raises(RunError, match=r"lstm: the scores of 'video_00000' are not finite"):
+        evaluate_run(run.path)
+    assert not run.evaluation("val").exists()
