@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -136,6 +137,8 @@ def fit(
     result = train(
         config, coarse=coarse, fine=fine, labels=labels, out=out, options=FitOptions(**options)
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # torchrun started several; the first one tells
     progress = result.progress_or_fail()
     click.echo(
         f"{out}: {progress.epoch} epochs done, epoch {progress.best_epoch} chosen on val. "

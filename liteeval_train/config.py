@@ -62,6 +62,7 @@ class TrainConfig(BaseModel):
     gate_bias: float = 0.0  # initial logit for reading a frame finely
     temperature_start: float = Field(1.0, gt=0)  # τ at the first step
     temperature_end: float = Field(0.5, gt=0)  # τ at the last step; falls exponentially
+    temperature_schedule: Literal["exponential", "authors"] = "exponential"
     noise_scale: float = Field(1.0, ge=0)  # of the Gumbel noise; the authors' code has 0.5
 
     # methods that learn by reward: liteeval-rl, frameglimpse, fastforward

@@ -297,6 +297,7 @@ class _Trainer:
         ):
             if isinstance(batch, Exception):
                 raise batch
+            self.method.step_of_epoch = number
             progress = (epoch * steps + number) / (steps * self.config.epochs)
             batch = batch.to(self.fabric.device)
             share = self._share_of_batch(batch, all_videos)

@@ -62,6 +62,9 @@ def test_run_folder_says_what_was_trained_on_what(data, tmp_path):
     assert info["versions"]["torch"] == torch.__version__.partition("+")[0]
     epochs = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [line["epoch"] for line in epochs] == [1, 2, 3, 4]
+    # τ = 0.5^p at p = (4 e + s) / 16, the mean over the 4 steps s of epoch e
+    expected = [sum(0.5 ** ((4 * e + s) / 16) for s in range(4)) / 4 for e in range(4)]
+    assert [line["temperature"] for line in epochs] == pytest.approx(expected)
     progress = json.loads(run.last_json.read_text())
     assert progress["finished"]
     assert progress["step"] == 4 * 4  # 30 training videos in batches of at most 8
@@ -479,18 +482,20 @@ def test_liteeval_learns_to_read_few_frames_finely(tmp_path):
     assert last["val_fine_share"] < 0.3
 
 
-def test_two_processes_have_the_losses_of_one(data, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("more", [(), ("synchronise=false", "usage_per=batch")])
+def test_two_processes_have_the_losses_of_one(data, tmp_path, more):
+    settings = ("epochs=2", *more)
     single, double = RunFolder(tmp_path / "single"), RunFolder(tmp_path / "double")
-    one = command(data, single.path, "--set", "epochs=2")
-    subprocess.run(one, check=True, env=environment, capture_output=True)
-    two = command(data, double.path, "--set", "epochs=2")[1:]
+    fit(config(*settings), out=single.path, options=FitOptions(device="cpu"), **data)
+    two = command(data, double.path, *(p for s in settings for p in ("--set", s)))[1:]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, *two], check=True, env=environment, capture_output=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *two], check=True, env=environment, capture_output=True)
+    assert done.stdout.count(b"2 epochs done") == 1  # one of the processes tells it
     for left, right in zip(losses(single), losses(double), strict=True):
         assert left == pytest.approx(right, rel=1e-3)
 
 
-def losses(run: RunFolder) -> list[tuple[float, float]]:
+def losses(run: RunFolder) -> list[tuple[float, float, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [(line["classification"], line["fine_share"]) for line in lines]
+    return [(x["classification"], x["fine_share"], x["usage_penalty"]) for x in lines]
