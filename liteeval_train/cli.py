@@ -256,7 +256,8 @@ def compare(
     Runs that differ in one thing stand in a table of their own as well: methods, fine features,
     cells, γ, synchronisation, coarse width as in the paper's Tables 1, 2, 6 to 9, then any other
     setting. Runs that differ in the seed alone are one row there. The paper's own figure stands
-    beside ours where it is known and preset, number of classes and backbones are the paper's.
+    beside ours where it is known and preset, number of classes and backbones are the paper's. A
+    run that is given twice is taken once.
 
     \b
     Example:
@@ -264,8 +265,9 @@ def compare(
     """
     from liteeval_train import compare as tables
     from liteeval_train.layouts import Compared
+    from liteeval_train.run_files import name_folders
 
-    found = [Compared.read(run, split) for run in runs]
+    found = [Compared.read(run, split, name=name) for run, name in name_folders(runs).items()]
     for number, run in enumerate(found):
         if run.summary is None:
             from liteeval_train.evaluate import evaluate_run  # loads torch
@@ -273,10 +275,7 @@ def compare(
             summary = evaluate_run(run.path, split=split, device=device).summary
             found[number] = replace(run, summary=summary)
     if average_seeds:
-        summaries = [run.summary or {} for run in found]
-        configs = [run.info.config for run in found]
-        rows = tables.average_seeds(summaries, configs, [run.name for run in found])
-        click.echo(tables.format_seeds(rows, style))
+        click.echo(tables.format_seeds(tables.average_seeds(found), style))
     else:
         click.echo(tables.compare_runs(found, style))
 

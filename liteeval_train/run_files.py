@@ -74,7 +74,7 @@ class SplitInfo(BaseModel):
     """The videos of a split that a run was trained on: how many, and what tells them."""
 
     videos: int
-    sha256: str  # of their ids and numbers of rows
+    sha256: str  # of their ids
 
 
 class RunInfo(BaseModel):
@@ -214,6 +214,24 @@ class RunFiles:
             with contextlib.suppress(ValueError):
                 epochs.append(json.loads(line))
         return [epoch for epoch in epochs if isinstance(epoch, dict) and "epoch" in epoch]
+
+
+def name_folders(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each folder, no two alike: its own, with parents where others share it.
+
+    x1/lstm, x2/lstm and x1/gru: x1/lstm, x2/lstm and gru. A folder that stands twice is one.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        folders.setdefault(path.resolve(), path)
+    parts = {path: where.parts for where, path in folders.items()}
+    names = {}
+    for path, own in parts.items():
+        length = 1
+        while sum(own[-length:] == other[-length:] for other in parts.values()) > 1:
+            length += 1
+        names[path] = "/".join(own[-length:])
+    return names
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -132,8 +132,8 @@ def _differences(before: RunInfo, now: RunInfo) -> Iterator[tuple[str, str]]:
             yield name, f"labels at {before.labels_path} have changed"
     for split, there in before.splits.items():
         if there != now.splits[split]:
-            counts = f"{there.videos} videos with other ids or rows, {now.splits[split].videos} now"
-            yield f"split {split}", f"the stores held {counts}"
+            counts = f"{there.videos} videos of it and hold {now.splits[split].videos}"
+            yield f"split {split}", f"the stores held {counts}, not the same ones"
     if before.precision not in (None, now.precision):
         yield "precision", f"was {before.precision}, is {now.precision}"
 

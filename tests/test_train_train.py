@@ -420,7 +420,7 @@ def test_run_resumed_on_a_store_that_has_grown_is_refused(data, tmp_path):
         whole = FeatureStore(tmp_path / "more" / name)
         with FeatureWriter(path, whole.identity) as writer:
             writer.add("video_00040", whole["video_00040"])
-    message = r"another split train \(the stores held 30 videos with other ids or rows, 31 now\)"
+    message = r"another split train \(the stores held 30 videos of it and hold 31, not the same"
     with pytest.raises(RunError, match=message):
         fit(
             config("epochs=1"),
