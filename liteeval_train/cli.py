@@ -122,6 +122,9 @@ def fit(
 ) -> None:
     """Train a method; the model is chosen on split val.
 
+    The baselines seq-k and uniform-k need no training of their own: they are budgets of a uniform
+    run, see evaluate.
+
     \b
     Example:
       liteeval-train fit --coarse features/mobilenet_v2_112 --fine features/resnet101_224 \\
@@ -165,7 +168,7 @@ def fit(
 @click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
 @click.option("--budgets", metavar="A-B", help="The same for each budget from A to B.")
 @click.option("--watched", is_flag=True, help="Predict after each tenth of the video.")
-@click.option("--reads-of", type=RUN, help="A liteeval run: budgets of uniform end where it read.")
+@click.option("--reads-of", type=RUN, help="A liteeval run: budgets of uniform become uniform-k.")
 def evaluate(
     run: Path,
     as_json: bool,
@@ -179,14 +182,18 @@ def evaluate(
 
     Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl, which compare reads;
     with --coarse, --fine, --labels or interpolated it prints alone. With --budget, --budgets
-    or --watched the method predicts while the video still runs; a run of uniform then gives the
-    mean score of its first K frames (seq-k), with --reads-of of K frames up to the K-th fine read
-    of that run (uniform-k).
+    or --watched the method predicts while the video still runs, and RUN/evaluate_SPLIT_budgets.json
+    or RUN/evaluate_SPLIT_watched.json keeps a result for each budget or share.
+
+    The baselines seq-k and uniform-k are budgets of a uniform run: the mean score of its first K
+    frames, and with --reads-of of K frames up to the K-th fine read of that run.
 
     \b
     Example:
       liteeval-train evaluate runs/liteeval --split val --json
       liteeval-train evaluate runs/liteeval --budgets 1-10
+      liteeval-train evaluate runs/uniform --budgets 1-10
+      liteeval-train evaluate runs/uniform --budgets 1-10 --reads-of runs/liteeval
     """
     from liteeval_train.compare import format_comparison
     from liteeval_train.evaluate import evaluate_run

@@ -96,7 +96,7 @@ def evaluate_method(
 
 def trace_videos(
     method: Method,
-    videos: VideoSet,
+    videos: VideoSet | Sequence[Sample],
     *,
     classes: int,
     batch_videos: int,
@@ -337,14 +337,22 @@ def open_split(
 ) -> VideoSet:
     """The videos of a split, from the stores and labels of a run or from others.
 
-    Raises: RunError if a store's rows were made in another way than those trained on.
+    Raises: RunError if a store's rows were made in another way than those trained on, or the run's
+        own labels have changed since.
     """
     pair = open_pair(Path(coarse or info.coarse.path), Path(fine or info.fine.path))
     info.coarse.require_same(pair.coarse)
     info.fine.require_same(pair.fine)
+    known = read_labels(Path(labels or info.labels_path))
+    if labels is None and known.sha256 != info.labels_sha256:
+        raise RunError(
+            f"{known.path}: has changed since the run was trained on it, so a video of {split} may "
+            "be one of those; put back what it was, or evaluate on the new labels with "
+            f"evaluate --labels {known.path}, which prints and writes nothing into the run"
+        )
     return VideoSet(
         pair,
-        read_labels(Path(labels or info.labels_path)),
+        known,
         split,
         classes=info.classes,
         max_frames=max_frames,

@@ -4,7 +4,7 @@ config.json         configuration, stores and labels with their identity, classe
 metrics.jsonl       one line per epoch
 last.json           how far training is
 best.safetensors    the model of the epoch chosen on split val
-evaluate_SPLIT.json, evaluate_SPLIT_videos.jsonl, _budgets.json, _watched.json
+evaluate_SPLIT.json, evaluate_SPLIT_videos.jsonl, _budgets.json, _watched.json, _uniform-k.json
 """
 
 from __future__ import annotations
@@ -163,6 +163,9 @@ class RunFiles:
     def evaluation_videos(self, split: str) -> Path:
         return self.path / f"evaluate_{split}_videos.jsonl"
 
+    def curve(self, split: str, kind: str) -> Path:
+        return self.path / f"evaluate_{split}_{kind}.json"
+
     def read_info(self) -> RunInfo:
         """Raises: RunError if this is no run folder or config.json is damaged."""
         try:
@@ -180,9 +183,7 @@ class RunFiles:
         Raises: RunError if it cannot be read.
         """
         path = self.evaluation(split)
-        if not path.exists():
-            return None
-        if self.best.exists() and path.stat().st_mtime_ns < self.best.stat().st_mtime_ns:
+        if not path.exists() or self._is_older_than_model(path):
             return None
         try:
             summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -195,13 +196,18 @@ class RunFiles:
         return summary
 
     def read_curve(self, split: str, kind: str) -> list[dict[str, Any]]:
-        """The summaries of `evaluate --budgets` or `--watched` (kinds budgets, watched), if any."""
-        path = self.path / f"evaluate_{split}_{kind}.json"
+        """The summaries of kind budgets, watched or uniform-k; none if trained on since."""
+        path = self.curve(split, kind)
+        if not path.exists() or self._is_older_than_model(path):
+            return []
         try:
             curve = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
         return curve if isinstance(curve, list) else []
+
+    def _is_older_than_model(self, path: Path) -> bool:
+        return self.best.exists() and path.stat().st_mtime_ns < self.best.stat().st_mtime_ns
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One mapping per epoch; a line that a kill has cut off is left out."""

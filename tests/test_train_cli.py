@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,22 @@ def test_figures_are_written_as_png_and_csv(folder, tmp_path):
     assert {Path(line).stem for line in result.stdout.split()} == names
     for name in names:
         assert (tmp_path / "f" / f"{name}.csv").stat().st_size > 20
+
+
+def test_figures_of_runs_of_one_name_stand_beside_each_other(folder, tmp_path):
+    for parent in ("x1", "x2"):
+        shutil.copytree(folder / "liteeval", tmp_path / parent / "lite-0.05")
+    with (tmp_path / "x1" / "lite-0.05" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"epoch": 3, "fine_')  # cut off by a kill
+    runs = [tmp_path / parent / "lite-0.05" for parent in ("x1", "x2", "x1")]
+    result = invoke("figures", *runs, "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    drawn = {path.name for path in (tmp_path / "f").glob("fine_frames_*.png")}
+    assert drawn == {"fine_frames_x1-lite-0.05.png", "fine_frames_x2-lite-0.05.png"}
+    lines = list(csv.reader((tmp_path / "f" / "usage.csv").open()))[1:]
+    assert [line[:2] for line in lines] == [
+        [f"x{n}/lite-0.05", str(epoch)] for n in (1, 2) for epoch in (1, 2)
+    ]
 
 
 def test_simulation_is_written_once(tmp_path):

@@ -12,6 +12,7 @@ from extract.store import StoreError
 from liteeval_train.config import resolve_config
 from liteeval_train.data import DataError
 from liteeval_train.evaluate import evaluate_run, read_or_evaluate
+from liteeval_train.online import evaluate_budgets, evaluate_watched
 from liteeval_train.run import RunError, RunFolder
 from liteeval_train.simulate import Simulation, simulate
 from liteeval_train.train import fit
@@ -138,6 +139,25 @@ def test_results_on_stores_and_labels_that_moved_are_the_runs_own(folder, tmp_pa
     assert read_or_evaluate(run.path, split="val")["map"] == expected
     with pytest.raises((DataError, StoreError), match="/gone"):
         evaluate_run(run.path)
+
+
+def test_labels_edited_since_training_are_refused_unless_they_are_named(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(folder / "lstm", run.path)
+    labels = tmp_path / "labels.csv"
+    shutil.copyfile(folder / "labels.csv", labels)
+    info = run.read_info()
+    info.labels_path = str(labels)
+    run.write_info(info)
+    assert evaluate_run(run.path).summary["videos"] == 10
+    labels.write_text(labels.read_text().replace(",train", ",val"))
+    files = (run.evaluation("val"), run.evaluation_videos("val"))
+    own = [file.read_bytes() for file in files]
+    for evaluate in (evaluate_run, evaluate_watched, lambda path: evaluate_budgets(path, [1])):
+        with pytest.raises(RunError, match=r"labels.csv: has changed since .* --labels"):
+            evaluate(run.path)
+    assert evaluate_run(run.path, labels=labels).summary["videos"] == 40
+    assert [file.read_bytes() for file in files] == own
 
 
 def test_store_of_another_backbone_is_refused(folder, tmp_path):
