@@ -163,10 +163,32 @@ def test_figures_of_runs_of_one_name_stand_beside_each_other(folder, tmp_path):
 
 
 def test_simulation_is_written_once(tmp_path):
-    assert invoke("simulate", "--out", tmp_path / "s", "--videos", 8).exit_code == 0
-    again = invoke("simulate", "--out", tmp_path / "s", "--videos", 8)
+    assert invoke("simulate", "--out", tmp_path / "s", "--videos", 16).exit_code == 0
+    again = invoke("simulate", "--out", tmp_path / "s", "--videos", 16)
     assert again.exit_code == 1
     assert "holds a simulation already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--hint-strength", "1e6"], "hint strength must lie in [0, 1000]"),
+        (["--detail-strength", "nan"], "detail strength must lie in [0, 1000]"),
+        (["--videos", 8], "8 videos leave 6 for split train, too few for 10 classes"),
+    ],
+)
+def test_simulation_that_cannot_be_trained_on_is_refused(tmp_path, more, message):
+    result = invoke("simulate", "--out", tmp_path / "s", *more)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_simulation_below_a_file_is_refused(tmp_path):
+    (tmp_path / "afile").touch()
+    result = invoke("simulate", "--out", tmp_path / "afile" / "x", "--videos", 16)
+    assert result.exit_code == 1
+    assert "cannot be created (Not a directory)" in result.stderr
 
 
 def test_existing_run_fails_with_one_line_that_says_what_to_do(folder):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from extract.store import FeatureStore, FeatureWriter, StoreError
 from liteeval_train.config import TrainConfig, resolve_config
 from liteeval_train.data import DataError
+from liteeval_train.evaluate import evaluate_run
 from liteeval_train.run import RunError, RunFolder, write_atomically
 from liteeval_train.simulate import Simulation, simulate
 from liteeval_train.train import FitOptions, fit
@@ -129,6 +130,26 @@ def test_checkpoint_of_another_network_is_refused(data, tmp_path):
     os.replace(other.best, run.best)
     with pytest.raises(RunError, match=r"holds another network than config.json describes"):
         run.load_best(run.read_info().build())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("another", "holds a model without the state of its training"),
+        ("short", "not a readable checkpoint"),
+    ],
+)
+def test_damaged_checkpoint_is_refused_with_the_way_out(data, tmp_path, damage, message):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    whole = run.last.read_bytes()
+    run.last.write_bytes(run.best.read_bytes() if damage == "another" else whole[:-9])
+    resume = FitOptions(resume=True)
+    with pytest.raises(RunError, match=rf"last.safetensors: {message}.*remove it and give fit"):
+        fit(config("epochs=1"), out=run.path, options=resume, **data)
+    assert evaluate_run(run.path).summary["videos"] == 10
+    run.last.unlink()
+    fit(config("epochs=1"), out=run.path, options=resume, **data)
+    assert run.last.read_bytes() == whole
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(data, tmp_path):
