@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from liteeval_train.processes import sum_over_processes, world_size
+
 Tape = list[tuple[Tensor, Tensor]]  # (gradient of the output, input) of each step
 State = tuple[Tensor, ...]  # each (B, H); the first is the cell's output
 Step = Callable[[Tensor, State], State]  # (inputs (B, G), state) -> state
@@ -327,7 +329,7 @@ class PackedBatchNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        if _world_size() > 1:
+        if world_size() > 1:
             return self._over_processes(input)
         if len(input) > 1:
             return super().forward(input)
@@ -336,11 +338,8 @@ class PackedBatchNorm(nn.BatchNorm1d):
         )
 
     def _over_processes(self, input: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-        # Sums over all processes, with gradient through the sums.
         sums = torch.cat([input.sum(0), input.square().sum(0), input.new_tensor([len(input)])])
-        sums = all_reduce(sums)
+        sums = sum_over_processes(sums)
         total, squares, count = sums.split([self.num_features, self.num_features, 1])
         mean, square = total / count, squares / count
         variance = (square - mean.square()).clamp_min(0)
@@ -356,11 +355,6 @@ class PackedBatchNorm(nn.BatchNorm1d):
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(unbiased_variance, self.momentum)
         self.num_batches_tracked += 1
-
-
-def _world_size() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
 
 
 class Projection(nn.Module):

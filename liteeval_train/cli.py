@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -121,6 +122,9 @@ def fit(
 ) -> None:
     """Train a method; the model is chosen on split val.
 
+    The baselines seq-k and uniform-k need no training of their own: they are budgets of a uniform
+    run, see evaluate.
+
     \b
     Example:
       liteeval-train fit --coarse features/mobilenet_v2_112 --fine features/resnet101_224 \\
@@ -136,6 +140,8 @@ def fit(
     result = train(
         config, coarse=coarse, fine=fine, labels=labels, out=out, options=FitOptions(**options)
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # torchrun started several; the first one tells
     progress = result.progress_or_fail()
     click.echo(
         f"{out}: {progress.epoch} epochs done, epoch {progress.best_epoch} chosen on val. "
@@ -162,7 +168,7 @@ def fit(
 @click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
 @click.option("--budgets", metavar="A-B", help="The same for each budget from A to B.")
 @click.option("--watched", is_flag=True, help="Predict after each tenth of the video.")
-@click.option("--reads-of", type=RUN, help="A liteeval run: budgets of uniform end where it read.")
+@click.option("--reads-of", type=RUN, help="A liteeval run: budgets of uniform become uniform-k.")
 def evaluate(
     run: Path,
     as_json: bool,
@@ -176,14 +182,18 @@ def evaluate(
 
     Writes RUN/evaluate_SPLIT.json and RUN/evaluate_SPLIT_videos.jsonl, which compare reads;
     with --coarse, --fine, --labels or interpolated it prints alone. With --budget, --budgets
-    or --watched the method predicts while the video still runs; a run of uniform then gives the
-    mean score of its first K frames (seq-k), with --reads-of of K frames up to the K-th fine read
-    of that run (uniform-k).
+    or --watched the method predicts while the video still runs, and RUN/evaluate_SPLIT_budgets.json
+    or RUN/evaluate_SPLIT_watched.json keeps a result for each budget or share.
+
+    The baselines seq-k and uniform-k are budgets of a uniform run: the mean score of its first K
+    frames, and with --reads-of of K frames up to the K-th fine read of that run.
 
     \b
     Example:
       liteeval-train evaluate runs/liteeval --split val --json
       liteeval-train evaluate runs/liteeval --budgets 1-10
+      liteeval-train evaluate runs/uniform --budgets 1-10
+      liteeval-train evaluate runs/uniform --budgets 1-10 --reads-of runs/liteeval
     """
     from liteeval_train.compare import format_comparison
     from liteeval_train.evaluate import evaluate_run
@@ -253,7 +263,8 @@ def compare(
     Runs that differ in one thing stand in a table of their own as well: methods, fine features,
     cells, γ, synchronisation, coarse width as in the paper's Tables 1, 2, 6 to 9, then any other
     setting. Runs that differ in the seed alone are one row there. The paper's own figure stands
-    beside ours where it is known and preset, number of classes and backbones are the paper's.
+    beside ours where it is known and preset, number of classes and backbones are the paper's. A
+    run that is given twice is taken once.
 
     \b
     Example:
@@ -261,8 +272,9 @@ def compare(
     """
     from liteeval_train import compare as tables
     from liteeval_train.layouts import Compared
+    from liteeval_train.run_files import name_folders
 
-    found = [Compared.read(run, split) for run in runs]
+    found = [Compared.read(run, split, name=name) for run, name in name_folders(runs).items()]
     for number, run in enumerate(found):
         if run.summary is None:
             from liteeval_train.evaluate import evaluate_run  # loads torch
@@ -270,10 +282,7 @@ def compare(
             summary = evaluate_run(run.path, split=split, device=device).summary
             found[number] = replace(run, summary=summary)
     if average_seeds:
-        summaries = [run.summary or {} for run in found]
-        configs = [run.info.config for run in found]
-        rows = tables.average_seeds(summaries, configs, [run.name for run in found])
-        click.echo(tables.format_seeds(rows, style))
+        click.echo(tables.format_seeds(tables.average_seeds(found), style))
     else:
         click.echo(tables.compare_runs(found, style))
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from liteeval_train.config import TrainConfig
 from liteeval_train.cost import FLOP_CONVENTION
 from liteeval_train.layouts import Compared, Row, Table, group_runs
 from liteeval_train.run_files import RunError, RunFiles
@@ -105,19 +104,17 @@ def _csv(summaries: Sequence[dict[str, Any]]) -> str:
 SEED_KEYS = ("top1", "map", "gflops_mean", "fine_frames_mean", "seconds_per_video")
 
 
-def average_seeds(
-    summaries: Sequence[dict[str, Any]], configs: Sequence[TrainConfig], runs: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One row per configuration and split: mean and sample standard deviation over its seeds.
+def average_seeds(runs: Sequence[Compared]) -> list[dict[str, Any]]:
+    """One row per configuration, data and split: mean and sample standard deviation over seeds.
 
-    `configs` and `runs` (names) belong to the summaries one by one; `run` in a row is the name of
-    its first run. Each number becomes two keys, such as `map` and `map_std`; a single run has
-    deviation 0.
+    All runs are evaluated; `run` in a row is the name of its first run. Each number becomes two
+    keys, such as `map` and `map_std`; a single run has deviation 0.
     """
-    groups: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
-    for summary, config, run in zip(summaries, configs, runs, strict=True):
-        key = (config.model_dump_json(exclude={"seed"}), summary["split"])
-        groups.setdefault(key, []).append((run, summary))
+    groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
+    for run in runs:
+        summary = run.summary or {}
+        key = (*run.settings.items(), summary["split"])
+        groups.setdefault(key, []).append((run.name, summary))
     return [_average(group) for group in groups.values()]
 
 
@@ -186,7 +183,7 @@ def compare_runs(runs: Sequence[Compared], style: str) -> str:
     """
     names_told = len({run.info.config.method for run in runs}) == len(runs)
     summaries = [_named(run, unless=names_told) for run in runs]
-    tables = [table for table in group_runs(runs) if table.names != {run.name for run in runs}]
+    tables = [table for table in group_runs(runs) if not _is_the_whole(table, runs)]
     if style == "json":
         about = {"flop_convention": FLOP_CONVENTION, "runs": summaries}
         return json.dumps({**about, "tables": [_as_json(table) for table in tables]}, indent=2)
@@ -196,6 +193,15 @@ def compare_runs(runs: Sequence[Compared], style: str) -> str:
     parts += [format_table(table, style) for table in tables]
     papers = sorted({str(run.paper) for run in runs if run.paper})
     return "\n\n".join(parts + papers)
+
+
+def _is_the_whole(table: Table, runs: Sequence[Compared]) -> bool:
+    """Whether a table says no more than the first one, which has a row per run and its method."""
+    return (
+        table.keys == ("method",)
+        and all(len(row.names) == 1 for row in table.rows)
+        and table.names == {run.name for run in runs}
+    )
 
 
 def _named(run: Compared, *, unless: bool) -> dict[str, Any]:

@@ -15,10 +15,14 @@ class ConfigError(Exception):
     """A configuration has an unknown key or a value out of range; the message names both."""
 
 
+MAX_WIDTH = 16_384  # an LSTM of this width has a weight of 4 GB
+
+
 class TrainConfig(BaseModel):
     """Everything that decides a run's numbers, apart from the data and the machine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinity: config.json could not be read again.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal[
         "liteeval",
@@ -31,50 +35,56 @@ class TrainConfig(BaseModel):
         "fastforward",
     ] = "liteeval"
     preset: str = "fcvid"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     # optimisation
-    epochs: int = Field(100, ge=1)
-    batch_videos: int = Field(256, ge=2)  # of all processes together
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(5.0, gt=0)
+    epochs: int = Field(100, ge=1, le=1_000_000)
+    batch_videos: int = Field(256, ge=2, le=1_000_000)  # of all processes together
+    learning_rate: float = Field(1e-4, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0, le=100)
+    clip_norm: float = Field(5.0, gt=0, le=1e9)
 
     # what is seen of a video
-    max_frames: int = Field(129, ge=1)  # evenly spaced where a video has more
-    frames: int = Field(25, ge=1)  # of methods uniform and uniform+cf
+    max_frames: int = Field(129, ge=1, le=1_000_000)  # evenly spaced where a video has more
+    frames: int = Field(25, ge=1, le=1_000_000)  # of methods uniform and uniform+cf
     head: str = ""  # of uniform: a finetuned backbone, whose own classifier is used; nothing trains
 
     # the network
     cell: Literal["lstm", "gru", "sru"] = "lstm"  # of liteeval
     synchronise: bool = True  # skipped frames update the fine state from the coarse one
-    coarse_hidden: int = Field(512, ge=1)  # D_c
-    fine_hidden: int = Field(2048, ge=1)  # D_f
-    memory_frames: int = Field(0, ge=0)  # longest first memory of LSTMs; 0: torch's initial values
-    coarse_projection: int = Field(512, ge=0)  # width after BatchNorm-Linear-BatchNorm-ReLU; 0: off
-    fine_projection: int = Field(2048, ge=0)
+    coarse_hidden: int = Field(512, ge=1, le=MAX_WIDTH)  # D_c
+    fine_hidden: int = Field(2048, ge=1, le=MAX_WIDTH)  # D_f
+    memory_frames: int = Field(
+        0, ge=0, le=1_000_000
+    )  # longest first memory of LSTMs; 0: torch's initial values
+    # widths after BatchNorm-Linear-BatchNorm-ReLU; 0: off
+    coarse_projection: int = Field(512, ge=0, le=MAX_WIDTH)
+    fine_projection: int = Field(2048, ge=0, le=MAX_WIDTH)
     l2_normalise: bool = True  # features, before the projection
 
-    frame_loss_weight: float = Field(0.0, ge=0)  # of losses.FrameSupervision; recurrent methods
+    frame_loss_weight: float = Field(
+        0.0, ge=0, le=1e9
+    )  # of losses.FrameSupervision; recurrent methods
 
     # the gate
     fine_share_target: float = Field(0.05, ge=0, le=1)  # γ
-    usage_weight: float = Field(2.0, ge=0)  # λ
+    usage_weight: float = Field(2.0, ge=0, le=1e9)  # λ
     usage_per: Literal["video", "batch"] = "video"  # share whose gap to γ is squared
     usage_warmup: float = Field(0.0, ge=0, le=1)  # share of training while λ rises from 0
-    gate_bias: float = 0.0  # initial logit for reading a frame finely
-    temperature_start: float = Field(1.0, gt=0)  # τ at the first step
-    temperature_end: float = Field(0.5, gt=0)  # τ at the last step; falls exponentially
-    noise_scale: float = Field(1.0, ge=0)  # of the Gumbel noise; the authors' code has 0.5
+    gate_bias: float = Field(0.0, ge=-1e9, le=1e9)  # initial logit for reading a frame finely
+    temperature_start: float = Field(1.0, ge=1e-3, le=1e3)  # τ at the first step
+    temperature_end: float = Field(0.5, ge=1e-3, le=1e3)  # τ at the last step; falls exponentially
+    temperature_schedule: Literal["exponential", "authors"] = "exponential"  # see docs/authors.md
+    noise_scale: float = Field(1.0, ge=0, le=100)  # of the Gumbel noise; the authors' code has 0.5
 
     # methods that learn by reward: liteeval-rl, frameglimpse, fastforward
-    policy_weight: float = Field(1.0, ge=0)  # of the REINFORCE term beside cross-entropy
-    entropy_weight: float = Field(0.01, ge=0)  # keeps policies from settling at once
+    policy_weight: float = Field(1.0, ge=0, le=1e9)  # of the REINFORCE term beside cross-entropy
+    entropy_weight: float = Field(0.01, ge=0, le=1e9)  # keeps policies from settling at once
     glimpses: int = Field(4, ge=1, le=64)  # of frameglimpse, at most
-    location_deviation: float = Field(0.1, gt=0)  # of frameglimpse's sampled position
+    location_deviation: float = Field(0.1, ge=1e-3, le=10)  # of frameglimpse's sampled position
     moves: int = Field(24, ge=1, le=64)  # of fastforward, at most
     discount: float = Field(0.98, gt=0, le=1)  # of later rewards
-    step_cost: float = Field(0.02, ge=0)  # reward lost with each frame read
+    step_cost: float = Field(0.02, ge=0, le=1e3)  # reward lost with each frame read
 
     @model_validator(mode="after")
     def _check_sizes(self) -> TrainConfig:
@@ -126,7 +136,7 @@ def resolve_config(
     given: dict[str, Any] = {**(_read_file(file) if file else {}), **_parse_settings(settings)}
     given |= {k: v for k, v in (("method", method), ("preset", preset)) if v is not None}
     name = given.setdefault("preset", TrainConfig.model_fields["preset"].default)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return validate_config({**PRESETS[name], **given})
 

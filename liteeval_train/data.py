@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from extract.store import FeatureStore
+from extract.store import FeatureStore, Part, StoreError
 
 SPLITS = ("train", "val", "test")
+CACHE_BYTES = 4 << 30  # of rows kept in memory, by all processes of a machine together
 DECISIONS = 64  # random numbers drawn per video for decisions that belong to no frame
 
 
@@ -62,7 +64,7 @@ def read_labels(path: Path) -> Labels:
     try:
         data = path.read_bytes()
         reader = csv.DictReader(data.decode("utf-8-sig").splitlines())
-        rows = list(reader)
+        rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable CSV file ({error})") from error
     missing = {"video_id", "label", "split"} - set(reader.fieldnames or ())
@@ -72,7 +74,7 @@ def read_labels(path: Path) -> Labels:
             f"{','.join(reader.fieldnames or ()) or 'nothing'}"
         )
     labels = Labels(path, hashlib.sha256(data).hexdigest(), {}, {})
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         _add_row(labels, row, f"{path}, line {line}")
     return labels
 
@@ -106,8 +108,8 @@ class StorePair:
 def open_pair(coarse: Path, fine: Path) -> StorePair:
     """Open both stores and check that they belong together.
 
-    Raises: DataError naming the first difference in rate, videos or number of rows, or if coarse
-    rows cost more than fine ones; StoreError if a folder holds no store.
+    Raises: DataError naming the first difference in rate, videos, number of rows or their times,
+    or if coarse rows cost more than fine ones; StoreError if a folder holds no store.
     """
     pair = StorePair(FeatureStore(coarse), FeatureStore(fine))
     c, f = pair.coarse.identity, pair.fine.identity
@@ -131,7 +133,40 @@ def open_pair(coarse: Path, fine: Path) -> StorePair:
         rows = pair.coarse.rows(video), pair.fine.rows(video)
         if rows[0] != rows[1]:
             raise DataError(f"{video!r} has {rows[0]} rows in {coarse}, {rows[1]} in {fine}")
+    _require_same_times(pair)
     return pair
+
+
+def _require_same_times(pair: StorePair) -> None:
+    """Raises: DataError naming the first row that the stores hold at different times."""
+    coarse, fine = _hash_times(pair.coarse), _hash_times(pair.fine)
+    for video in pair.coarse.video_ids:
+        if coarse[video] != fine[video]:
+            coarse_T, fine_T = pair.coarse[video].pts_seconds, pair.fine[video].pts_seconds
+            row = int(np.flatnonzero(coarse_T != fine_T)[0])
+            raise DataError(
+                f"{video!r}, row {row}: {coarse_T[row]:g} s in {pair.coarse.path}, "
+                f"{fine_T[row]:g} s in {pair.fine.path}; extract both stores in one run of "
+                "liteeval-extract"
+            )
+
+
+def _hash_times(store: FeatureStore) -> dict[str, int]:
+    """A number for the presentation times of each video; one read of each part."""
+    hashes: dict[str, int] = {}
+    for path in store.parts:
+        with Part(path) as part:
+            try:
+                times_N = part.column("pts_seconds")
+            except (KeyError, OSError, RuntimeError) as error:
+                raise StoreError(
+                    f"{path}: cannot read pts_seconds ({error}); move the file away and extract "
+                    "again: only its videos are redone"
+                ) from error
+            for video, video_id in enumerate(part.video_ids):
+                start, stop = part.offset[video : video + 2]
+                hashes.setdefault(video_id, hash(times_N[start:stop].tobytes()))
+    return hashes
 
 
 def evenly_spaced(rows: int, wanted: int) -> np.ndarray:
@@ -168,8 +203,7 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
     """The labelled videos of one split.
 
     Keeps all samples in memory where they fit in `cache_bytes`; the files are then read once.
-    Raises: DataError if a labelled video is in no store (unless none is), a class is unknown, or
-    the presentation times of the two stores differ.
+    Raises: DataError if a labelled video is in no store (unless none is) or a class is unknown.
     """
 
     def __init__(
@@ -181,7 +215,7 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
         classes: Sequence[str],
         max_frames: int,
         select: Callable[[int, int], np.ndarray] = evenly_spaced,
-        cache_bytes: int = 4 << 30,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.pair, self.labels, self.split = pair, labels, split
         self.max_frames, self.select = max_frames, select
@@ -194,10 +228,15 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
                 f"without suffix, such as {pair.coarse.video_ids[0]!r}"
             )
         self._require_known_classes()
-        row_bytes = 2 * (pair.coarse.identity.feature_dim + pair.fine.identity.feature_dim)
-        rows = sum(min(pair.coarse.rows(video), max_frames) for video in self.video_ids)
         self._pts_seconds: dict[int, np.ndarray] = {}
-        self._cache: dict[int, Sample] | None = {} if rows * row_bytes <= cache_bytes else None
+        self._cache: dict[int, Sample] | None = {} if self._bytes() <= cache_bytes else None
+
+    def _bytes(self) -> int:
+        """What all samples take in memory, if all rows are of the first one's type."""
+        rows = sum(min(self.pair.coarse.rows(v), self.max_frames) for v in self.video_ids)
+        first = slice(0, 1)
+        stores = (self.pair.coarse, self.pair.fine)
+        return rows * sum(s.read_features(self.video_ids[0], first).nbytes for s in stores)
 
     def _require_known_classes(self) -> None:
         for video in self.video_ids:
@@ -207,6 +246,12 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
                         f"{self.labels.path}: class {name!r} of {video!r} ({self.split}) is not "
                         f"among the {len(self.class_number)} classes of split train"
                     )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """How many videos there are, and a SHA-256 of their ids."""
+        digest = hashlib.sha256("\n".join(self.video_ids).encode()).hexdigest()
+        return {"videos": len(self.video_ids), "sha256": digest}
 
     @property
     def missing(self) -> list[str]:
@@ -226,7 +271,7 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
     def _read(self, number: int) -> Sample:
         video_id = self.video_ids[number]
         if number not in self._pts_seconds:
-            self._pts_seconds[number] = self._read_times(video_id)
+            self._pts_seconds[number] = self.pair.coarse[video_id].pts_seconds
         pts_seconds = self._pts_seconds[number]
         rows = self.select(len(pts_seconds), self.max_frames)
         wanted = None if len(rows) == len(pts_seconds) else rows
@@ -239,19 +284,6 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
             tuple(self.class_number[name] for name in self.labels.videos[video_id]),
             number,
         )
-
-    def _read_times(self, video_id: str) -> np.ndarray:
-        """(T,) presentation times, which both stores have to agree on; read once per video."""
-        times_T = self.pair.coarse[video_id].pts_seconds
-        fine_T = self.pair.fine[video_id].pts_seconds
-        if not np.array_equal(times_T, fine_T):
-            row = int(np.flatnonzero(times_T != fine_T)[0])
-            raise DataError(
-                f"{video_id!r}, row {row}: {times_T[row]:g} s in {self.pair.coarse.path}, "
-                f"{fine_T[row]:g} s in {self.pair.fine.path}; extract both stores in one run of "
-                "liteeval-extract"
-            )
-        return times_T
 
 
 def require_labelled(pair: StorePair, labels: Labels) -> None:
@@ -404,15 +436,34 @@ def with_uniforms(sample: Sample, *, seed: int, epoch: int) -> Sample:
     return replace(sample, uniform_T2=numbers[DECISIONS:], uniform_S2=numbers[:DECISIONS])
 
 
-class TrainingVideos(torch.utils.data.Dataset[Sample]):
-    """A VideoSet asked for by (epoch, number), with the random numbers of that epoch."""
+class TrainingVideos(torch.utils.data.Dataset["Sample | DataError | StoreError"]):
+    """A VideoSet asked for by (epoch, number), with the random numbers of that epoch.
+
+    An error that a user can mend is given instead of a sample: the DataLoader would add the
+    traceback of its worker to the message.
+    """
 
     def __init__(self, videos: VideoSet, *, seed: int) -> None:
         self.videos, self.seed = videos, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError | StoreError:
         epoch, number = key
-        return with_uniforms(self.videos[number], seed=self.seed, epoch=epoch)
+        try:
+            return with_uniforms(self.videos[number], seed=self.seed, epoch=epoch)
+        except (DataError, StoreError) as error:
+            return error
+
+
+def collate_training(
+    items: Sequence[Sample | DataError | StoreError], *, classes: int
+) -> Batch | DataError | StoreError:
+    """A batch of what TrainingVideos gives, or the first error among it."""
+    samples: list[Sample] = []
+    for item in items:
+        if isinstance(item, Exception):
+            return item
+        samples.append(item)
+    return collate(samples, classes=classes)
 
 
 class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):

@@ -30,7 +30,7 @@ from liteeval_train.data import (
 )
 from liteeval_train.method import Method, Prediction
 from liteeval_train.metrics import AVERAGE_PRECISIONS, in_top
-from liteeval_train.run import RunFolder, RunInfo, write_atomically
+from liteeval_train.run import RunError, RunFolder, RunInfo, write_atomically
 from liteeval_train.simulate import key_frame_shares, key_rows
 
 
@@ -96,7 +96,7 @@ def evaluate_method(
 
 def trace_videos(
     method: Method,
-    videos: VideoSet,
+    videos: VideoSet | Sequence[Sample],
     *,
     classes: int,
     batch_videos: int,
@@ -166,7 +166,17 @@ def summarise(
     *,
     average_precision: str = "plain",
 ) -> Evaluation:
-    """Accuracy and cost of traces; `about` goes into the summary as it is."""
+    """Accuracy and cost of traces; `about` goes into the summary as it is.
+
+    Raises: RunError if a score is not a finite number.
+    """
+    for trace in traces:
+        if not trace.scores_K.isfinite().all():
+            raise RunError(
+                f"{about['method']}: the scores of {trace.sample.video_id!r} are not finite; check "
+                "the stores with liteeval-extract verify. If they are sound, the model is not: "
+                "train again with a lower learning_rate or precision 32-true"
+            )
     costs = [cost(int(trace.seen_T.sum()), int(trace.used_T.sum())) for trace in traces]
     results = [_result(t, c, classes) for t, c in zip(traces, costs, strict=True)]
     scores_VK = torch.stack([trace.scores_K for trace in traces])
@@ -327,14 +337,22 @@ def open_split(
 ) -> VideoSet:
     """The videos of a split, from the stores and labels of a run or from others.
 
-    Raises: RunError if a store's rows were made in another way than those trained on.
+    Raises: RunError if a store's rows were made in another way than those trained on, or the run's
+        own labels have changed since.
     """
     pair = open_pair(Path(coarse or info.coarse.path), Path(fine or info.fine.path))
     info.coarse.require_same(pair.coarse)
     info.fine.require_same(pair.fine)
+    known = read_labels(Path(labels or info.labels_path))
+    if labels is None and known.sha256 != info.labels_sha256:
+        raise RunError(
+            f"{known.path}: has changed since the run was trained on it, so a video of {split} may "
+            "be one of those; put back what it was, or evaluate on the new labels with "
+            f"evaluate --labels {known.path}, which prints and writes nothing into the run"
+        )
     return VideoSet(
         pair,
-        read_labels(Path(labels or info.labels_path)),
+        known,
         split,
         classes=info.classes,
         max_frames=max_frames,

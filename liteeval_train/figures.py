@@ -69,6 +69,11 @@ class Curve:
             raise ValueError(f"{self.label}: {len(self.x)} x and {len(self.y)} y values")
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """A full stop in the name is none of an ending: g-0.01 becomes g-0.01.png."""
+    return path.with_name(path.name + ending)
+
+
 def draw_curves(curves: Sequence[Curve], path: Path, *, x_label: str, y_label: str) -> None:
     """Write PATH.png with a line per curve, and its points as PATH.csv.
 
@@ -80,9 +85,9 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, x_label: str, y_label: s
     legend = axes.legend(lines, [curve.label for curve in curves], frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _save(figure, path.with_suffix(".png"))
+    _save(figure, with_ending(path, ".png"))
     rows = [(c.label, x, y) for c in curves for x, y in zip(c.x, c.y, strict=True)]
-    _write_csv(path.with_suffix(".csv"), ("line", x_label, y_label), rows)
+    _write_csv(with_ending(path, ".csv"), ("line", x_label, y_label), rows)
 
 
 def _plot(
@@ -200,9 +205,9 @@ def draw_boxes(groups: Mapping[str, Sequence[float]], path: Path, *, y_label: st
     )
     axes.set_ylabel(y_label)
     axes.grid(axis="y", alpha=0.3)
-    _save(figure, path.with_suffix(".png"))
+    _save(figure, with_ending(path, ".png"))
     rows = [(name, value) for name, values in ordered for value in values]
-    _write_csv(path.with_suffix(".csv"), ("group", y_label), rows)
+    _write_csv(with_ending(path, ".csv"), ("group", y_label), rows)
 
 
 def _figure(width_inches: float = 6.4) -> tuple[Figure, Axes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from liteeval_train.paper import PaperFigure, paper_figure
 from liteeval_train.run_files import RunFiles, RunInfo
 
+MADE_BY = ("weights_sha256", "preprocessing", "feature_dim", "gflops_per_frame", "parameters")
 NUMBERS = ("top1", "map", "gflops_mean", "fine_frames_mean")
 
 
@@ -24,19 +26,28 @@ class Compared:
     summary: dict[str, Any] | None
 
     @classmethod
-    def read(cls, path: Path, split: str) -> Compared:
-        """Raises: RunError if this is no run, or its evaluation is damaged."""
+    def read(cls, path: Path, split: str, *, name: str | None = None) -> Compared:
+        """By the name of its folder, if no other is given.
+
+        Raises: RunError if this is no run, or its evaluation is damaged.
+        """
         files = RunFiles(path)
-        return cls(path.resolve().name, path, files.read_info(), files.read_evaluation(split))
+        info, summary = files.read_info(), files.read_evaluation(split)
+        return cls(name or path.resolve().name, path, info, summary)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides its numbers but the seed: configuration, backbones, labels."""
-        config = self.info.config.model_dump(exclude={"preset", "seed"})
-        for role, store in (("coarse", self.info.coarse), ("fine", self.info.fine)):
-            config[role] = store.backbone
-            config[f"{role}_weights"] = str(store.identity.get("weights_sha256", ""))[:8]
-        return config | {"labels": self.info.labels_sha256}
+        """All that decides its numbers but the seed: configuration, precision, stores, videos."""
+        info = self.info
+        settings = info.config.model_dump(exclude={"preset", "seed"})
+        settings["precision"] = info.precision
+        settings["sample_fps"] = info.fine.identity.get("sample_fps")  # the same in both stores
+        for role, store in (("coarse", info.coarse), ("fine", info.fine)):
+            settings[role] = store.backbone
+            made = repr([store.identity.get(name) for name in MADE_BY])
+            settings[f"{role}_made"] = hashlib.sha256(made.encode()).hexdigest()[:8]
+        videos = tuple(info.splits[split].sha256 for split in sorted(info.splits))
+        return settings | {"labels": info.labels_sha256, "videos": videos}
 
     @property
     def paper(self) -> PaperFigure | None:
@@ -54,14 +65,14 @@ class Layout:
 
 LAYOUTS = (
     Layout("Methods (the paper's Table 1)", ("method",)),
-    Layout("Fine features (Table 2)", ("method", "fine"), also=("fine_weights",)),
+    Layout("Fine features (Table 2)", ("method", "fine"), also=("fine_made",)),
     Layout("Recurrent cells (Table 6)", ("cell",)),
     Layout("Wanted share of fine frames γ (Table 7)", ("fine_share_target",)),
     Layout("Synchronisation (Table 8)", ("synchronise",)),
     Layout("Width of the coarse RNN (Table 9)", ("coarse_hidden",)),
-    Layout("Coarse features", ("method", "coarse"), also=("coarse_weights",)),
+    Layout("Coarse features", ("method", "coarse"), also=("coarse_made",)),
 )
-NEVER_VARIED = ("labels",)  # on other data, runs do not stand side by side
+NEVER_VARIED = ("labels", "videos")  # on other data, runs do not stand side by side
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,8 @@ def _tables(layout: Layout, runs: Sequence[Compared]) -> list[Table]:
 def _rows(layout: Layout, runs: Sequence[Compared]) -> list[Row]:
     """One row for each combination of values; the last key has several beside the others."""
     cells: dict[tuple[Any, ...], list[Compared]] = {}
-    for run in runs:
-        cells.setdefault(tuple(run.settings[key] for key in layout.keys), []).append(run)
+    for values, run in zip(_told_apart(layout, runs), runs, strict=True):
+        cells.setdefault(values, []).append(run)
     beside: dict[tuple[Any, ...], int] = {}
     for values in cells:
         beside[values[:-1]] = beside.get(values[:-1], 0) + 1
@@ -140,6 +151,19 @@ def _rows(layout: Layout, runs: Sequence[Compared]) -> list[Row]:
         order = list(beside)
         kept.sort(key=lambda values: order.index(values[:-1]))
     return [_row(values, cells[values]) for values in kept]
+
+
+def _told_apart(layout: Layout, runs: Sequence[Compared]) -> list[tuple[Any, ...]]:
+    """Each run's values of the keys; where what is not shown differs alone, it is added."""
+    shown = [tuple(run.settings[key] for key in layout.keys) for run in runs]
+    hidden = [" ".join(run.settings[key] for key in layout.also) for run in runs]
+    variants: dict[tuple[Any, ...], set[str]] = {}
+    for values, rest in zip(shown, hidden, strict=True):
+        variants.setdefault(values, set()).add(rest)
+    return [
+        values if len(variants[values]) == 1 else (*values[:-1], f"{values[-1]} ({rest})")
+        for values, rest in zip(shown, hidden, strict=True)
+    ]
 
 
 def _row(values: tuple[Any, ...], runs: Sequence[Compared]) -> Row:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from liteeval_train.data import Batch
+from liteeval_train.processes import sum_over_processes
 
 
 def classification_loss(logits_BK: Tensor, labels_BK: Tensor) -> Tensor:
@@ -82,6 +84,12 @@ def fine_share(used_N: Tensor, video_N: Tensor, lengths_B: Tensor) -> Tensor:
     if used_N.shape != video_N.shape:
         raise ValueError(f"used {tuple(used_N.shape)} and video {tuple(video_N.shape)} differ")
     return used_N.new_zeros(len(lengths_B)).index_add(0, video_N, used_N) / lengths_B
+
+
+def batch_share(share_B: Tensor) -> Tensor:
+    """(1,) the mean share over the batch, of all processes together; carries the gradient."""
+    sums = sum_over_processes(torch.stack([share_B.sum(), share_B.new_tensor(len(share_B))]))
+    return sums[:1] / sums[1:]
 
 
 def usage_penalty(share_B: Tensor, *, fine_share_target: float) -> Tensor:

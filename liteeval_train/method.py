@@ -55,6 +55,7 @@ class Method(nn.Module):
 
     reads_coarse = True  # whether the coarse backbone runs on the frames seen
     advances = False  # whether it can go on from the rows it has seen
+    step_of_epoch = 0  # while training; the trainer counts
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()

@@ -45,6 +45,8 @@ def _interpolated_average_precision(scores_V: Tensor, labels_V: Tensor) -> Tenso
 def _mean_over_classes(
     precision_of: Callable[[Tensor, Tensor], Tensor], scores_VK: Tensor, labels_VK: Tensor
 ) -> float:
+    if not scores_VK.isfinite().all():
+        raise ValueError("scores that are not finite have no order, and so no average precision")
     scores_VK, labels_VK = scores_VK.double(), labels_VK.long()
     classes = labels_VK.any(dim=0).nonzero()[:, 0].tolist()
     return float(

@@ -9,6 +9,7 @@ C and F the widths of the coarse and fine projections, H state sizes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch, Packing
 from liteeval_train.losses import (
     FrameSupervision,
+    batch_share,
     classification_loss,
     fine_share,
     usage_penalty,
@@ -54,7 +56,8 @@ class LiteEval(Method):
         self.project_coarse = Projection(coarse_dim, config.coarse_projection, l2_normalise=norm)
         self.project_fine = Projection(fine_dim, config.fine_projection, l2_normalise=norm)
         coarse, fine = self.project_coarse.width, self.project_fine.width
-        self.coarse_cell = cell(coarse, config.coarse_hidden)
+        # Only synchronisation reads the coarse state: the gate sees v_c and the fine one.
+        self.coarse_cell = cell(coarse, config.coarse_hidden) if config.synchronise else None
         self.fine_cell = cell(coarse + fine, config.fine_hidden)
         self.gate_coarse = nn.Linear(coarse, 2)
         self.gate_state = LoopLinear(self.fine_cell.state_parts * config.fine_hidden, 2)
@@ -66,9 +69,10 @@ class LiteEval(Method):
     # ------------------------------------------------------------------------------- training
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        passed = self._train_pass(batch, self.temperature(progress))
+        temperature = self.temperature(progress)
+        passed = self._train_pass(batch, temperature, self.config.noise_scale)
         share_B = fine_share(torch.cat(passed.used), batch.video_N, batch.lengths_B)
-        counted_B = share_B if self.config.usage_per == "video" else share_B.mean(0, keepdim=True)
+        counted_B = share_B if self.config.usage_per == "video" else batch_share(share_B)
         classification = classification_loss(self.classifier(passed.last), batch.labels_BK)
         usage = usage_penalty(counted_B, fine_share_target=self.config.fine_share_target)
         frames = self.frames(passed.projected, batch)
@@ -79,11 +83,18 @@ class LiteEval(Method):
                 "frame_loss": frames.detach(),
                 "usage_penalty": usage.detach(),
                 "fine_share": share_B.detach().mean(),
+                "temperature": share_B.new_tensor(temperature),
             },
         )
 
     def temperature(self, progress: float) -> float:
-        """τ, which falls exponentially with the share of training done."""
+        """τ, which falls exponentially with the share of training done.
+
+        With temperature_schedule "authors" as in the authors' code: max(0.5, e^(−1e-4 s)), s
+        counting the steps of an epoch from 0 on.
+        """
+        if self.config.temperature_schedule == "authors":
+            return max(0.5, math.exp(-1e-4 * self.step_of_epoch))
         start, end = self.config.temperature_start, self.config.temperature_end
         return start * (end / start) ** progress
 
@@ -92,7 +103,7 @@ class LiteEval(Method):
         warmup = self.config.usage_warmup
         return self.config.usage_weight * (min(1.0, progress / warmup) if warmup else 1.0)
 
-    def _train_pass(self, batch: Batch, temperature: float) -> GatedPass:
+    def _train_pass(self, batch: Batch, temperature: float, noise_scale: float) -> GatedPass:
         """The loop with sampled gates.
 
         Both branches are computed at every step: the straight-through gradient of a gate needs
@@ -105,7 +116,7 @@ class LiteEval(Method):
         coarse_states = self._coarse_states(coarse_NC, batch.packing)
         inputs_NG = self.fine_cell.inputs(torch.cat([coarse_NC, fine_NF], dim=1))
         gate_N2 = self.gate_coarse(coarse_NC)
-        noise_N2 = self.config.noise_scale * gumbel_noise(batch.uniform_N2)
+        noise_N2 = noise_scale * gumbel_noise(batch.uniform_N2)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
         state = self.fine_cell.zero_state(len(batch.lengths_B), like=inputs_NG)
         passed, finished = GatedPass(projected=[coarse_NC, fine_NF]), []
@@ -133,7 +144,9 @@ class LiteEval(Method):
     def _coarse_states(
         self, coarse_NC: Tensor, packing: Packing, before: State | None = None
     ) -> list[State]:
-        """Equation 1 at every step: it depends on no gate."""
+        """Equation 1 at every step: it depends on no gate. Empty without synchronisation."""
+        if self.coarse_cell is None:
+            return [()] * len(packing.step_sizes)
         inputs_NG, step = self.coarse_cell.inputs(coarse_NC), self.coarse_cell.begin()
         state = before or self.coarse_cell.zero_state(packing.step_sizes[0], like=coarse_NC)
         states = []
@@ -218,8 +231,9 @@ class LiteEval(Method):
     def head_flops(self) -> HeadFlops:
         """Coarse projection, coarse cell and gate on every frame; the rest on fine frames."""
         gate = 2 * self.gate_coarse.in_features + self.gate_state.flops
+        coarse_cell = 0 if self.coarse_cell is None else self.coarse_cell.flops
         return HeadFlops(
-            per_frame=self.project_coarse.flops + self.coarse_cell.flops + gate,
+            per_frame=self.project_coarse.flops + coarse_cell + gate,
             per_fine_frame=self.project_fine.flops + self.fine_cell.flops,
             per_video=self.classifier.in_features * self.classifier.out_features,
         )

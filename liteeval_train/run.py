@@ -68,7 +68,7 @@ class RunFolder(RunFiles):
 
         Raises: RunError if it is damaged or belongs to a network of other sizes.
         """
-        tensors, metadata = _read_tensors(self.last)
+        tensors, saved = self._read_last()
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         _load_into(method, model, self.last)
         state: dict[int, dict[str, Tensor]] = {}
@@ -76,15 +76,32 @@ class RunFolder(RunFiles):
             if name.startswith("optimizer."):
                 _, number, key = name.split(".")
                 state.setdefault(int(number), {})[key] = tensor
-        saved = json.loads(metadata["state"])
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
         return Progress(**saved["progress"])
 
     def read_progress(self) -> Progress | None:
-        """How far the run is, None without a checkpoint."""
-        if not self.last.exists():
-            return None
-        return Progress(**json.loads(_read_tensors(self.last)[1]["state"])["progress"])
+        """How far the run is, None without a checkpoint.
+
+        Raises: RunError if it is damaged.
+        """
+        return Progress(**self._read_last()[1]["progress"]) if self.last.exists() else None
+
+    def _read_last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of last.safetensors, and what stands beside them."""
+        way_out = (
+            "put back a copy, or remove it and give fit --resume, which then starts at the "
+            "beginning; until that has done an epoch, evaluate still uses best.safetensors"
+        )
+        try:
+            tensors, metadata = _read_tensors(self.last)
+        except RunError as error:
+            raise RunError(f"{error}; {way_out}") from error
+        if "state" not in metadata:
+            raise RunError(
+                f"{self.last}: holds a model without the state of its training, as "
+                f"best.safetensors does; {way_out}"
+            )
+        return tensors, json.loads(metadata["state"])
 
     def progress_or_fail(self) -> Progress:
         """Raises: RunError without a checkpoint."""

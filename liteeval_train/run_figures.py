@@ -6,15 +6,27 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from liteeval_train.evaluate import read_or_evaluate
-from liteeval_train.figures import Curve, draw_boxes, draw_curves
-from liteeval_train.online import STEPWISE, evaluate_budgets, evaluate_watched
+from liteeval_train.figures import Curve, draw_boxes, draw_curves, with_ending
+from liteeval_train.online import (
+    GATED,
+    STEPWISE,
+    evaluate_budgets,
+    evaluate_watched,
+    reads_mismatch,
+)
 from liteeval_train.run import RunError, RunFolder, RunInfo
+from liteeval_train.run_files import name_folders
 
-GATED = ("liteeval", "liteeval-rl")
 BUDGETS = range(1, 11)
+
+
+class _Run(NamedTuple):
+    path: Path
+    name: str  # no other run here has it
+    info: RunInfo
 
 
 def draw_run_figures(runs: Sequence[Path], out: Path, *, split: str, device: str) -> list[Path]:
@@ -27,16 +39,18 @@ def draw_run_figures(runs: Sequence[Path], out: Path, *, split: str, device: str
 
     Raises: RunError if a run is not trained or `out` cannot be written.
     """
-    infos = {run: RunFolder(run).read_info() for run in runs}
+    named = [
+        _Run(path, name, RunFolder(path).read_info()) for path, name in name_folders(runs).items()
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be created ({error.strerror})") from error
-    gated = [run for run, info in infos.items() if info.config.method in GATED]
+    gated = [run for run in named if run.info.config.method in GATED]
     figures = [
-        _draw(out / "accuracy_gflops", _budget_curves(infos, gated, split, device), _BUDGET_AXES),
-        _draw(out / "accuracy_watched", _watched_curves(infos, split, device), _WATCHED_AXES),
-        _draw(out / "usage", [_usage_curve(run) for run in gated], _USAGE_AXES),
+        _draw(out / "accuracy_gflops", _budget_curves(named, split, device), _BUDGET_AXES),
+        _draw(out / "accuracy_watched", _watched_curves(named, split, device), _WATCHED_AXES),
+        _draw(out / "usage", _usage_curves(gated), _USAGE_AXES),
         *(_draw_fine_frames(run, out, split, device) for run in gated),
     ]
     return [figure for figure in figures if figure is not None]
@@ -51,56 +65,61 @@ def _draw(path: Path, curves: list[Curve], axes: tuple[str, str]) -> Path | None
     if not curves:
         return None
     draw_curves(curves, path, x_label=axes[0], y_label=axes[1])
-    return path.with_suffix(".png")
+    return with_ending(path, ".png")
 
 
 def _curve(label: str, points: list[dict[str, Any]], x: Callable[[dict[str, Any]], float]) -> Curve:
     return Curve(label, [x(point) for point in points], [100 * point["map"] for point in points])
 
 
-def _budget_curves(
-    infos: dict[Path, RunInfo], gated: list[Path], split: str, device: str
-) -> list[Curve]:
+def _budget_curves(runs: list[_Run], split: str, device: str) -> list[Curve]:
+    """Gated runs, then seq-k of each uniform run, and uniform-k where a gated run fits it."""
+    options: dict[str, Any] = {"split": split, "device": device}
+    gated = [run for run in runs if run.info.config.method in GATED]
     curves = []
     for run in gated:
-        points = evaluate_budgets(run, BUDGETS, split=split, device=device)
+        points = evaluate_budgets(run.path, BUDGETS, **options)
         curves.append(_curve(run.name, points, lambda point: point["gflops_mean"]))
-    for run, info in infos.items():
-        if info.config.method != "uniform":
+    for run in runs:
+        if run.info.config.method != "uniform":
             continue
-        for reads_of in (None, *gated[:1]):
-            points = evaluate_budgets(run, BUDGETS, split=split, device=device, reads_of=reads_of)
+        fitting = [other.path for other in gated if not reads_mismatch(run.info, other.info)]
+        for reads_of in (None, *fitting[:1]):
+            points = evaluate_budgets(run.path, BUDGETS, reads_of=reads_of, **options)
             label = f"{points[0]['method']} ({run.name})"
             curves.append(_curve(label, points, lambda point: point["gflops_mean"]))
     return curves
 
 
-def _watched_curves(infos: dict[Path, RunInfo], split: str, device: str) -> list[Curve]:
+def _watched_curves(runs: list[_Run], split: str, device: str) -> list[Curve]:
     return [
         _curve(
             run.name,
-            evaluate_watched(run, split=split, device=device),
+            evaluate_watched(run.path, split=split, device=device),
             lambda point: 100 * point["watched"],
         )
-        for run, info in infos.items()
-        if info.config.method in STEPWISE
+        for run in runs
+        if run.info.config.method in STEPWISE
     ]
 
 
-def _usage_curve(run: Path) -> Curve:
-    lines = RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()
-    epochs = [json.loads(line) for line in lines]
-    return Curve(run.name, [e["epoch"] for e in epochs], [100 * e["fine_share"] for e in epochs])
+def _usage_curves(gated: list[_Run]) -> list[Curve]:
+    epochs = {run.name: RunFolder(run.path).read_metrics() for run in gated}
+    return [
+        Curve(name, [line["epoch"] for line in lines], [100 * line["fine_share"] for line in lines])
+        for name, lines in epochs.items()
+        if lines
+    ]
 
 
-def _draw_fine_frames(run: Path, out: Path, split: str, device: str) -> Path:
-    read_or_evaluate(run, split=split, device=device)
+def _draw_fine_frames(run: _Run, out: Path, split: str, device: str) -> Path:
+    read_or_evaluate(run.path, split=split, device=device)
     groups: dict[str, list[float]] = defaultdict(list)
-    text = RunFolder(run).evaluation_videos(split).read_text(encoding="utf-8")
+    text = RunFolder(run.path).evaluation_videos(split).read_text(encoding="utf-8")
     for line in text.splitlines():
         video = json.loads(line)
         for label in video["labels"]:
             groups[label].append(video["fine_frames"])
-    path = out / f"fine_frames_{run.name}"
+    path = out / f"fine_frames_{run.name.replace('/', '-')}"
     draw_boxes(groups, path, y_label="fine frames per video")
-    return path.with_suffix(".png")
+    return with_ending(path, ".png")

@@ -4,7 +4,7 @@ config.json         configuration, stores and labels with their identity, classe
 metrics.jsonl       one line per epoch
 last.json           how far training is
 best.safetensors    the model of the epoch chosen on split val
-evaluate_SPLIT.json, evaluate_SPLIT_videos.jsonl, _budgets.json, _watched.json
+evaluate_SPLIT.json, evaluate_SPLIT_videos.jsonl, _budgets.json, _watched.json, _uniform-k.json
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,7 @@ from extract.store import TEMPORARY_SUFFIX, FeatureStore
 from liteeval_train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from liteeval_train.data import Labels, StorePair
+    from liteeval_train.data import VideoSet
     from liteeval_train.method import Method
 
 VERSIONED = ("liteeval", "torch", "lightning-fabric", "torchmetrics", "numpy", "h5py")
@@ -69,8 +70,18 @@ class StoreInfo(BaseModel):
                 )
 
 
+class SplitInfo(BaseModel):
+    """The videos of a split that a run was trained on: how many, and what tells them."""
+
+    videos: int
+    sha256: str  # of their ids
+
+
 class RunInfo(BaseModel):
-    """config.json: all that says what a run is."""
+    """config.json: all that says what a run is.
+
+    What older runs did not save is None or empty.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,19 +91,27 @@ class RunInfo(BaseModel):
     labels_path: str
     labels_sha256: str
     classes: list[str]
+    splits: dict[str, SplitInfo] = {}  # train and val
+    precision: str | None = None
+    device: str | None = None  # cpu or cuda, where the run was started
     versions: dict[str, str]
 
     @classmethod
     def of(
-        cls, config: TrainConfig, pair: StorePair, labels: Labels, classes: list[str]
+        cls, config: TrainConfig, sets: Sequence[VideoSet], *, precision: str, device: str
     ) -> RunInfo:
+        """Of a run on the videos of these sets, which come from the same stores and labels."""
+        pair, labels = sets[0].pair, sets[0].labels
         return cls(
             config=config,
             coarse=StoreInfo.of(pair.coarse),
             fine=StoreInfo.of(pair.fine),
             labels_path=str(labels.path.resolve()),
             labels_sha256=labels.sha256,
-            classes=classes,
+            classes=list(sets[0].class_number),
+            splits={videos.split: SplitInfo(**videos.content) for videos in sets},
+            precision=precision,
+            device=device,
             versions={name: _version(name) for name in VERSIONED},
         )
 
@@ -144,6 +163,9 @@ class RunFiles:
     def evaluation_videos(self, split: str) -> Path:
         return self.path / f"evaluate_{split}_videos.jsonl"
 
+    def curve(self, split: str, kind: str) -> Path:
+        return self.path / f"evaluate_{split}_{kind}.json"
+
     def read_info(self) -> RunInfo:
         """Raises: RunError if this is no run folder or config.json is damaged."""
         try:
@@ -161,9 +183,7 @@ class RunFiles:
         Raises: RunError if it cannot be read.
         """
         path = self.evaluation(split)
-        if not path.exists():
-            return None
-        if self.best.exists() and path.stat().st_mtime_ns < self.best.stat().st_mtime_ns:
+        if not path.exists() or self._is_older_than_model(path):
             return None
         try:
             summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -176,13 +196,18 @@ class RunFiles:
         return summary
 
     def read_curve(self, split: str, kind: str) -> list[dict[str, Any]]:
-        """The summaries of `evaluate --budgets` or `--watched` (kinds budgets, watched), if any."""
-        path = self.path / f"evaluate_{split}_{kind}.json"
+        """The summaries of kind budgets, watched or uniform-k; none if trained on since."""
+        path = self.curve(split, kind)
+        if not path.exists() or self._is_older_than_model(path):
+            return []
         try:
             curve = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
         return curve if isinstance(curve, list) else []
+
+    def _is_older_than_model(self, path: Path) -> bool:
+        return self.best.exists() and path.stat().st_mtime_ns < self.best.stat().st_mtime_ns
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One mapping per epoch; a line that a kill has cut off is left out."""
@@ -195,6 +220,24 @@ class RunFiles:
             with contextlib.suppress(ValueError):
                 epochs.append(json.loads(line))
         return [epoch for epoch in epochs if isinstance(epoch, dict) and "epoch" in epoch]
+
+
+def name_folders(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each folder, no two alike: its own, with parents where others share it.
+
+    x1/lstm, x2/lstm and x1/gru: x1/lstm, x2/lstm and gru. A folder that stands twice is one.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        folders.setdefault(path.resolve(), path)
+    parts = {path: where.parts for where, path in folders.items()}
+    names = {}
+    for path, own in parts.items():
+        length = 1
+        while sum(own[-length:] == other[-length:] for other in parts.values()) > 1:
+            length += 1
+        names[path] = "/".join(own[-length:])
+    return names
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ Directions are orthonormal, strengths are in noise deviations.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from liteeval_train.data import DataError
 
 COARSE_GFLOPS, FINE_GFLOPS = 0.0822, 7.8014  # of mobilenet_v2@112 and resnet101@224
 COARSE_DIM, FINE_DIM = 32, 64
+MAX_STRENGTH = 1000  # float16 rows end at 65504
 
 
 @dataclass(frozen=True)
@@ -57,34 +59,52 @@ class Simulation:
             raise DataError(f"frames must satisfy 1 ≤ {self.min_frames} ≤ {self.max_frames}")
         if not (0 < self.key_share <= 1 and 0 < self.val_share < 1):
             raise DataError("key share must lie in (0, 1], val share in (0, 1)")
+        for name in ("hint_strength", "detail_strength", "context_strength"):
+            if not 0 <= getattr(self, name) <= MAX_STRENGTH:
+                raise DataError(
+                    f"{name.replace('_', ' ')} must lie in [0, {MAX_STRENGTH}] deviations of the "
+                    f"noise: {getattr(self, name)}"
+                )
+        if self.videos - self.validation < self.classes:
+            raise DataError(
+                f"{self.videos} videos leave {self.videos - self.validation} for split train, too "
+                f"few for {self.classes} classes; ask for more videos or fewer classes"
+            )
+
+    @property
+    def validation(self) -> int:
+        """How many of the videos are of split val; the others are of split train."""
+        return round(self.videos * self.val_share)
 
 
 def simulate(simulation: Simulation, out: Path) -> None:
     """Write OUT/coarse, OUT/fine, OUT/labels.csv, OUT/key_frames.jsonl and OUT/simulation.json.
 
-    Raises: DataError if `out` holds a simulation already.
+    Raises: DataError if `out` holds a simulation already, or cannot be made.
     """
-    if (out / "simulation.json").exists():
-        raise DataError(f"{out}: holds a simulation already; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if (out / "simulation.json").exists():
+            raise DataError(f"{out}: holds a simulation already; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be created ({error.strerror})") from error
     random = np.random.default_rng(simulation.seed)
     directions = {dim: _orthonormal(random, dim) for dim in (COARSE_DIM, FINE_DIM)}
     with (
-        FeatureWriter(out / "coarse", _identity("coarse", COARSE_DIM, COARSE_GFLOPS)) as coarse,
-        FeatureWriter(out / "fine", _identity("fine", FINE_DIM, FINE_GFLOPS)) as fine,
+        FeatureWriter(out / "coarse", _identity(simulation, "coarse")) as coarse,
+        FeatureWriter(out / "fine", _identity(simulation, "fine")) as fine,
         (out / "labels.csv").open("w", newline="", encoding="utf-8") as labels,
         (out / "key_frames.jsonl").open("w", encoding="utf-8") as keys,
     ):
         table = csv.writer(labels)
         table.writerow(["video_id", "label", "split"])
-        validation = round(simulation.videos * simulation.val_share)
         for number in range(simulation.videos):
             label = number % simulation.classes
             coarse_TD, fine_TD, key_T = _draw(simulation, random, directions, label)
             video_id = f"video_{number:05d}"
             coarse.add(video_id, _video(video_id, coarse_TD))
             fine.add(video_id, _video(video_id, fine_TD))
-            split = "val" if number < validation else "train"
+            split = "val" if number < simulation.validation else "train"
             table.writerow([video_id, f"class_{label:03d}", split])
             keys.write(json.dumps({"video_id": video_id, "rows": key_T.tolist()}) + "\n")
     (out / "simulation.json").write_text(json.dumps(asdict(simulation), indent=2))
@@ -159,12 +179,15 @@ def _video(video_id: str, rows: np.ndarray) -> VideoFeatures:
     )
 
 
-def _identity(name: str, dim: int, gflops: float) -> StoreIdentity:
+def _identity(simulation: Simulation, name: str) -> StoreIdentity:
+    """Stores of two simulations are as different as those of two networks."""
+    dim, gflops = (COARSE_DIM, COARSE_GFLOPS) if name == "coarse" else (FINE_DIM, FINE_GFLOPS)
+    made_by = json.dumps(asdict(simulation), sort_keys=True)
     return StoreIdentity(
         backbone=f"simulated_{name}",
         input_size_px=1,
         weights="simulated",
-        weights_sha256="",
+        weights_sha256=hashlib.sha256(made_by.encode()).hexdigest(),
         preprocessing={},
         sample_fps=1.0,
         feature_dim=dim,

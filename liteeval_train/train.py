@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
 import time
@@ -19,8 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from extract.store import StoreError
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import (
+    CACHE_BYTES,
     Batch,
     DataError,
     EpochSampler,
@@ -28,22 +29,26 @@ from liteeval_train.data import (
     StorePair,
     TrainingVideos,
     VideoSet,
-    collate,
+    collate_training,
     open_pair,
     read_labels,
     require_labelled,
 )
 from liteeval_train.evaluate import evaluate_method
 from liteeval_train.method import Method
+from liteeval_train.methods import build_method
 from liteeval_train.run import Progress, RunError, RunFolder, RunInfo
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+CHECK_STEPS = 50  # between looks at the loss: each waits for the device
+
+
 @dataclass(frozen=True)
 class FitOptions:
-    """Where and how to train; nothing here changes the numbers."""
+    """Where and how to train; of these, precision alone changes the numbers."""
 
     device: str = "auto"
     precision: str = "32-true"
@@ -64,6 +69,7 @@ def fit(
 ) -> RunFolder:
     """Train a method into the run folder `out`; a finished run is left as it is.
 
+    Nothing is written before data and options have proved to fit together.
     Raises: RunError if `out` holds a run (without `resume`) or another run than this one (with
     it); DataError, StoreError for data that does not fit together.
     """
@@ -71,20 +77,14 @@ def fit(
     pair, known = open_pair(coarse, fine), read_labels(labels)
     if not options.ignore_unlabelled:
         require_labelled(pair, known)
-    info = RunInfo.of(config, pair, known, _training_classes(known, pair))
-    fabric = _fabric(options)
-    if config.batch_videos < 2 * fabric.world_size:
-        raise RunError(
-            f"batch_videos {config.batch_videos} is too small for {fabric.world_size} processes: "
-            "each needs at least 2"
-        )
+    trainer = _Trainer(config, pair, known, options, _fabric(options))
     folder = RunFolder(out)
-    if fabric.is_global_zero:
-        _open_run(folder, info, resume=options.resume)
-    fabric.barrier()
+    if trainer.fabric.is_global_zero:
+        _open_run(folder, trainer.info, resume=options.resume)
+    trainer.fabric.barrier()
     progress = folder.read_progress()
     if progress is None or not progress.finished:
-        _Trainer(info, folder, pair, known, options, fabric).run()
+        trainer.run(folder)
     return folder
 
 
@@ -130,6 +130,43 @@ def _differences(before: RunInfo, now: RunInfo) -> Iterator[tuple[str, str]]:
     for name in ("labels_sha256", "classes"):
         if getattr(before, name) != getattr(now, name):
             yield name, f"labels at {before.labels_path} have changed"
+    for split, there in before.splits.items():
+        if there != now.splits[split]:
+            counts = f"{there.videos} videos of it and hold {now.splits[split].videos}"
+            yield f"split {split}", f"the stores held {counts}, not the same ones"
+    if before.precision not in (None, now.precision):
+        yield "precision", f"was {before.precision}, is {now.precision}"
+
+
+class _StepLog:
+    """Figures of the steps of an epoch; on the device until they are looked at."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.waiting: list[dict[str, Tensor]] = []
+        self.columns: dict[str, Tensor] = {}  # (S,) each, of the steps looked at
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        self.waiting.append(figures)
+
+    def look(self) -> dict[str, Tensor]:
+        """(S,) each figure of the steps added since the last look, the mean over processes."""
+        new = {name: self._gather(name) for name in self.waiting[0]}
+        self.waiting.clear()
+        self.columns = {
+            name: torch.cat([self.columns[name], column]) if self.columns else column
+            for name, column in new.items()
+        }
+        return new
+
+    def _gather(self, name: str) -> Tensor:
+        column = torch.stack([figures[name] for figures in self.waiting])
+        reduced = self.fabric.all_reduce(column, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced.cpu()
+
+    def __len__(self) -> int:
+        return len(self.waiting) + sum(len(column) for column in [*self.columns.values()][:1])
 
 
 class _Trainer:
@@ -137,62 +174,60 @@ class _Trainer:
 
     def __init__(
         self,
-        info: RunInfo,
-        folder: RunFolder,
+        config: TrainConfig,
         pair: StorePair,
         labels: Labels,
         options: FitOptions,
         fabric: Fabric,
     ) -> None:
-        self.info, self.config, self.folder, self.options = info, info.config, folder, options
-        self.fabric = fabric
-        torch.manual_seed(self.config.seed)
-        self.method: Method = info.build()
-        frames = self.method.max_frames
-        self.train_set = VideoSet(pair, labels, "train", classes=info.classes, max_frames=frames)
-        self.val_set = VideoSet(pair, labels, "val", classes=info.classes, max_frames=frames)
-        for videos in (self.train_set, self.val_set):
-            if videos.missing and self.fabric.is_global_zero:
-                tqdm.write(
-                    f"{len(videos.missing)} labelled videos of split {videos.split} are not in "
-                    f"the stores and are left out, such as {videos.missing[0]!r}",
-                    file=sys.stderr,
-                )
-        self.method.to(self.fabric.device)
-        self.optimizer = torch.optim.Adam(
-            self.method.parameters(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            fused=self.fabric.device.type == "cuda",
+        """Check and open all that is needed but the run folder, which is left alone.
+
+        Raises: RunError, DataError
+        """
+        self.config, self.options, self.fabric = config, options, fabric
+        if config.batch_videos < 2 * fabric.world_size:
+            raise RunError(
+                f"batch_videos {config.batch_videos} is too small for {fabric.world_size} "
+                "processes: each needs at least 2"
+            )
+        self.open_charts = _summary_writer() if options.tensorboard else None
+        self.charts: SummaryWriter | None = None
+        classes = _training_classes(labels, pair)
+        torch.manual_seed(config.seed)
+        self.method: Method = build_method(
+            config,
+            coarse_dim=pair.coarse.identity.feature_dim,
+            fine_dim=pair.fine.identity.feature_dim,
+            classes=len(classes),
+        )
+        readers = max(1, options.workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.train_set, self.val_set = (
+            VideoSet(
+                pair,
+                labels,
+                split,
+                classes=classes,
+                max_frames=self.method.max_frames,
+                cache_bytes=CACHE_BYTES // (readers if split == "train" else 1),
+            )
+            for split in ("train", "val")
+        )
+        self.info = RunInfo.of(
+            config,
+            (self.train_set, self.val_set),
+            precision=options.precision,
+            device=fabric.device.type,
         )
         self.progress = Progress()
-        if folder.last.exists():
-            self.progress = folder.load_last(self.method, self.optimizer)
-        self.charts: SummaryWriter | None = None
-        if fabric.is_global_zero:
-            folder.keep_metrics_until(self.progress.epoch)
-            if options.tensorboard:
-                self.charts = _open_charts(folder.tensorboard, self.progress.epoch)
-        self.sampler = EpochSampler(
-            len(self.train_set),
-            batch_videos=self.config.batch_videos,
-            seed=self.config.seed,
-            rank=fabric.global_rank,
-            processes=fabric.world_size,
-        )
-        self.loader: DataLoader[Batch] = DataLoader(
-            TrainingVideos(self.train_set, seed=self.config.seed),  # type: ignore[arg-type]
-            batch_sampler=self.sampler,
-            collate_fn=functools.partial(collate, classes=len(info.classes)),
-            num_workers=options.workers,
-            persistent_workers=options.workers > 0,
-            pin_memory=fabric.device.type == "cuda",
-        )
-        self.module, self.wrapped_optimizer = self.fabric.setup(self.method, self.optimizer)
+        self.shown: dict[str, float] = {}  # behind the bar
 
-    def run(self) -> None:
+    def run(self, folder: RunFolder) -> None:
+        """Train into the folder, from its checkpoint on if it has one."""
+        self.folder = folder
+        self._tell_missing()
+        self._set_up()
         epochs = range(self.progress.epoch, self.config.epochs)
-        steps = math.ceil(len(self.train_set) / self.config.batch_videos)
+        steps = len(self.sampler)
         with tqdm(
             disable=not self.fabric.is_global_zero,
             total=steps * self.config.epochs,
@@ -207,26 +242,77 @@ class _Trainer:
         if self.charts is not None:
             self.charts.close()
 
+    def _tell_missing(self) -> None:
+        for videos in (self.train_set, self.val_set):
+            if videos.missing and self.fabric.is_global_zero:
+                tqdm.write(
+                    f"{len(videos.missing)} labelled videos of split {videos.split} are not in "
+                    f"the stores and are left out, such as {videos.missing[0]!r}",
+                    file=sys.stderr,
+                )
+
+    def _set_up(self) -> None:
+        """Optimizer, checkpoint, loader and, with several processes, what joins them."""
+        self.method.to(self.fabric.device)
+        self.optimizer = torch.optim.Adam(
+            self.method.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            # Fabric cannot clip what a fused optimizer unscales by itself.
+            fused=self.fabric.device.type == "cuda" and self.options.precision != "16-mixed",
+        )
+        if self.folder.last.exists():
+            self.progress = self.folder.load_last(self.method, self.optimizer)
+        if self.fabric.is_global_zero:
+            self.folder.keep_metrics_until(self.progress.epoch)
+            if self.open_charts is not None:
+                # A log that goes on after the epochs done; later ones are hidden.
+                self.charts = self.open_charts(
+                    str(self.folder.tensorboard), purge_step=self.progress.epoch + 1
+                )
+        self.sampler = EpochSampler(
+            len(self.train_set),
+            batch_videos=self.config.batch_videos,
+            seed=self.config.seed,
+            rank=self.fabric.global_rank,
+            processes=self.fabric.world_size,
+        )
+        self.loader: DataLoader[Batch | DataError | StoreError] = DataLoader(
+            TrainingVideos(self.train_set, seed=self.config.seed),  # type: ignore[arg-type]
+            batch_sampler=self.sampler,
+            collate_fn=functools.partial(collate_training, classes=len(self.info.classes)),
+            num_workers=self.options.workers,
+            persistent_workers=self.options.workers > 0,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        self.module, self.wrapped_optimizer = self.fabric.setup(self.method, self.optimizer)
+
     def _train_epoch(self, epoch: int, steps: int, bar: tqdm) -> None:
         start = time.perf_counter()
         self.method.train()
-        logged: list[dict[str, Tensor]] = []
+        log = _StepLog(self.fabric)
         self.sampler.epoch = epoch
         for number, (batch, all_videos) in enumerate(
             zip(self.loader, self.sampler.batches(), strict=True)
         ):
+            if isinstance(batch, Exception):
+                raise batch
+            self.method.step_of_epoch = number
             progress = (epoch * steps + number) / (steps * self.config.epochs)
             batch = batch.to(self.fabric.device)
             share = self._share_of_batch(batch, all_videos)
-            logged.append(self._step(batch, progress, share))
+            log.add(self._step(batch, progress, share))
             bar.update()
-        means = self._means(logged, epoch)
+            if len(log) % CHECK_STEPS == 0 or len(log) == steps:
+                self._look(log, epoch, bar)
+        self._require_finite_weights(epoch)
+        del log.columns["gradient_norm"]
+        means = {name: float(column.double().mean()) for name, column in log.columns.items()}
         seconds = time.perf_counter() - start
         self.progress.epoch, self.progress.step = epoch + 1, (epoch + 1) * steps
         self.progress.finished = epoch + 1 == self.config.epochs
         if self.fabric.is_global_zero:
-            line = {"epoch": epoch + 1, **means, "train_seconds": seconds}
-            self._finish_epoch(line, bar)
+            self._finish_epoch({"epoch": epoch + 1, **means, "train_seconds": seconds}, bar)
         self.fabric.barrier()
 
     def _finish_epoch(self, line: dict[str, float], bar: tqdm) -> None:
@@ -238,8 +324,7 @@ class _Trainer:
                 self.charts.add_scalar(name, value, self.progress.epoch)
             self.charts.flush()
         self.folder.save_last(self.method, self.optimizer, self.progress)
-        shown = [key for key in ("loss", "fine_share", "val_map") if key in line]
-        bar.set_postfix_str(", ".join(f"{key} {line[key]:.3f}" for key in shown), refresh=False)
+        self._show(bar, line)
 
     def _share_of_batch(self, batch: Batch, videos: np.ndarray) -> float:
         """What scales this process's mean loss so that DDP's mean over processes is the batch's."""
@@ -249,37 +334,61 @@ class _Trainer:
         step = self.module(batch, progress=progress)
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(step.loss * share)
-        self.fabric.clip_gradients(
+        gradient_norm = self.fabric.clip_gradients(
             self.module,
             self.wrapped_optimizer,
             max_norm=self.config.clip_norm,
             error_if_nonfinite=False,
         )
+        assert gradient_norm is not None
         self.wrapped_optimizer.step()
         parts = {"loss": step.loss.detach(), **step.parts}
-        return {name: value * share for name, value in parts.items()}
+        scaled = {name: value * share for name, value in parts.items()}
+        return {**scaled, "gradient_norm": gradient_norm.detach()}
 
-    def _means(self, logged: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
-        """Means over the epoch; one transfer from the device per epoch.
+    def _look(self, log: _StepLog, epoch: int, bar: tqdm) -> None:
+        """Show how training goes, and stop it where it has gone wrong.
 
-        Raises: RunError if a loss is not finite; the checkpoint of the epoch before stays.
+        Raises: RunError if a loss or a gradient is not finite. In 16-mixed gradients may be so:
+        the scaler leaves such a step out.
         """
-        columns = {k: torch.stack([entry[k] for entry in logged]) for k in logged[0]}
-        columns = {k: self._mean_over_processes(column).cpu() for k, column in columns.items()}
-        bad = (~columns["loss"].isfinite()).nonzero()
-        if len(bad):
-            raise RunError(
-                f"{self.folder.path}: the loss is {columns['loss'][bad[0, 0]].item()} at step "
-                f"{int(bad[0, 0]) + 1} of epoch {epoch + 1}; stopped, and the state after epoch "
-                f"{epoch} is kept. Train again into another --out with a "
-                "lower learning_rate or precision 32-true"
+        first = len(log) - len(log.waiting)
+        new = log.look()
+        watched = {"loss": "loss", "gradient_norm": "norm of the gradient"}
+        if self.options.precision == "16-mixed":
+            del watched["gradient_norm"]
+        bad_S = ~torch.stack([new[name].isfinite() for name in watched]).all(dim=0)
+        if bad_S.any():
+            step = int(bad_S.nonzero()[0, 0])
+            name = next(name for name in watched if not new[name][step].isfinite())
+            raise self._diverged(
+                f"the {watched[name]} is {new[name][step].item()} at step {first + step + 1} of "
+                f"epoch {epoch + 1}",
+                epoch,
             )
-        return {name: float(column.double().mean()) for name, column in columns.items()}
+        self._show(bar, {name: float(column.mean()) for name, column in new.items()})
 
-    def _mean_over_processes(self, column: Tensor) -> Tensor:
-        reduced = self.fabric.all_reduce(column, reduce_op="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced
+    def _show(self, bar: tqdm, figures: dict[str, float]) -> None:
+        """Put figures behind the bar, beside those shown before."""
+        names = ("loss", "fine_share", "temperature", "val_map")
+        self.shown |= {name: figures[name] for name in names if name in figures}
+        text = ", ".join(f"{name} {self.shown[name]:.3f}" for name in names if name in self.shown)
+        bar.set_postfix_str(text, refresh=False)
+
+    def _require_finite_weights(self, epoch: int) -> None:
+        """Raises: RunError before anything of the epoch is chosen or saved."""
+        tensors = self.method.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+        if not finite.all():
+            name = list(tensors)[int((~finite).nonzero()[0, 0])]
+            raise self._diverged(f"{name} is not finite after epoch {epoch + 1}", epoch)
+
+    def _diverged(self, what: str, epoch: int) -> RunError:
+        kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was done before"
+        return RunError(
+            f"{self.folder.path}: {what}; stopped, {kept}. Train again into another --out with a "
+            "lower learning_rate or precision 32-true"
+        )
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Evaluate on val and keep the model if it is the best so far.
@@ -309,8 +418,8 @@ class _Trainer:
         }
 
 
-def _open_charts(path: Path, epochs_done: int) -> SummaryWriter:
-    """A TensorBoard log that goes on after the epochs done; later ones are hidden.
+def _summary_writer() -> type[SummaryWriter]:
+    """TensorBoard's writer.
 
     Raises: RunError if TensorBoard is not installed.
     """
@@ -321,7 +430,7 @@ def _open_charts(path: Path, epochs_done: int) -> SummaryWriter:
             f"--tensorboard: {error}; pip install 'liteeval[tensorboard]', or leave it out: "
             "metrics.jsonl has the same numbers"
         ) from error
-    return SummaryWriter(str(path), purge_step=epochs_done + 1)
+    return SummaryWriter
 
 
 def _fabric(options: FitOptions) -> Fabric:

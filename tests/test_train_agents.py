@@ -114,6 +114,14 @@ def test_policy_gradient_reaches_the_decisions_but_not_through_the_reward():
             assert layer.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("setting", ["noise_scale=0.5", "temperature_start=9"])
+def test_sampled_gates_follow_their_policy_whatever_helps_the_other_gate(setting):
+    batch = make_batch([9, 12, 8, 5])
+    expected = make_method("liteeval-rl")(batch, progress=0.0)
+    found = make_method("liteeval-rl", setting)(batch, progress=0.0)
+    assert torch.equal(found.loss, expected.loss)
+
+
 def test_agents_have_no_prediction_at_every_frame():
     with pytest.raises(ValueError, match="an agent jumps"):
         make_method("fastforward").eval().predict(make_batch([3]), every_step=True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,11 +146,49 @@ def test_figures_are_written_as_png_and_csv(folder, tmp_path):
         assert (tmp_path / "f" / f"{name}.csv").stat().st_size > 20
 
 
+def test_figures_of_runs_of_one_name_stand_beside_each_other(folder, tmp_path):
+    for parent in ("x1", "x2"):
+        shutil.copytree(folder / "liteeval", tmp_path / parent / "lite-0.05")
+    with (tmp_path / "x1" / "lite-0.05" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"epoch": 3, "fine_')  # cut off by a kill
+    runs = [tmp_path / parent / "lite-0.05" for parent in ("x1", "x2", "x1")]
+    result = invoke("figures", *runs, "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    drawn = {path.name for path in (tmp_path / "f").glob("fine_frames_*.png")}
+    assert drawn == {"fine_frames_x1-lite-0.05.png", "fine_frames_x2-lite-0.05.png"}
+    lines = list(csv.reader((tmp_path / "f" / "usage.csv").open()))[1:]
+    assert [line[:2] for line in lines] == [
+        [f"x{n}/lite-0.05", str(epoch)] for n in (1, 2) for epoch in (1, 2)
+    ]
+
+
 def test_simulation_is_written_once(tmp_path):
-    assert invoke("simulate", "--out", tmp_path / "s", "--videos", 8).exit_code == 0
-    again = invoke("simulate", "--out", tmp_path / "s", "--videos", 8)
+    assert invoke("simulate", "--out", tmp_path / "s", "--videos", 16).exit_code == 0
+    again = invoke("simulate", "--out", tmp_path / "s", "--videos", 16)
     assert again.exit_code == 1
     assert "holds a simulation already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--hint-strength", "1e6"], "hint strength must lie in [0, 1000]"),
+        (["--detail-strength", "nan"], "detail strength must lie in [0, 1000]"),
+        (["--videos", 8], "8 videos leave 6 for split train, too few for 10 classes"),
+    ],
+)
+def test_simulation_that_cannot_be_trained_on_is_refused(tmp_path, more, message):
+    result = invoke("simulate", "--out", tmp_path / "s", *more)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_simulation_below_a_file_is_refused(tmp_path):
+    (tmp_path / "afile").touch()
+    result = invoke("simulate", "--out", tmp_path / "afile" / "x", "--videos", 16)
+    assert result.exit_code == 1
+    assert "cannot be created (Not a directory)" in result.stderr
 
 
 def test_existing_run_fails_with_one_line_that_says_what_to_do(folder):

@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from liteeval_train.cli import main
 from liteeval_train.compare import (
     average_seeds,
     compare_runs,
@@ -17,9 +20,9 @@ from liteeval_train.compare import (
     format_table,
     table_of_runs,
 )
-from liteeval_train.config import PRESETS, TrainConfig
+from liteeval_train.config import PRESETS
 from liteeval_train.layouts import Compared, group_runs
-from liteeval_train.run_files import RunError, RunInfo
+from liteeval_train.run_files import RunError, RunInfo, SplitInfo, name_folders
 
 
 def summary(method: str, top1: float, gflops: float) -> dict:
@@ -37,63 +40,26 @@ def summary(method: str, top1: float, gflops: float) -> dict:
     }
 
 
-def test_seeds_of_a_method_become_their_mean_and_sample_deviation():
-    rows = average_seeds(
-        [summary("lstm", 0.7, 3), summary("uniform", 0.5, 9), summary("lstm", 0.9, 5)],
-        [
-            TrainConfig(method="lstm"),
-            TrainConfig(method="uniform"),
-            TrainConfig(method="lstm", seed=1),
-        ],
-        ["lstm-0", "uniform-0", "lstm-1"],
-    )
-    assert [(row["method"], row["runs"]) for row in rows] == [("lstm", 2), ("uniform", 1)]
-    assert rows[0]["top1"] == pytest.approx(0.8)
-    assert rows[0]["top1_std"] == pytest.approx(0.1 * 2**0.5)  # sqrt((0.1² + 0.1²) / (2 − 1))
-    assert rows[0]["gflops_mean"] == 4
-    assert rows[1]["top1_std"] == 0
-    text = format_seeds(rows, "table").splitlines()
-    assert text[0].startswith("split val; 1 multiply-add = 1 FLOP")
-    assert "80.0 ± 14.1" in text[4]
-    assert json.loads(format_seeds(rows, "json"))["methods"] == rows
-    parsed = list(csv.DictReader(io.StringIO(format_seeds(rows, "csv"))))
-    assert [float(row["map"]) for row in parsed] == [row["map"] for row in rows]
-
-
-def test_configurations_of_one_method_are_rows_of_their_own_with_a_run_each():
-    rows = average_seeds(
-        [summary("lstm", 0.7, 3), summary("lstm", 0.9, 5), summary("lstm", 0.5, 9)],
-        [TrainConfig(method="lstm", **more) for more in ({}, {"seed": 1}, {"epochs": 3})],
-        ["wide-0", "wide-1", "narrow-0"],
-    )
-    assert [(row["run"], row["runs"], row["gflops_mean"]) for row in rows] == [
-        ("wide-0", 2, 4),
-        ("narrow-0", 1, 9),
-    ]
-    header, _, *lines = format_seeds(rows, "markdown").splitlines()[2:]
-    assert [cell.strip() for cell in header.split("|")][1:4] == ["method", "first run", "runs"]
-    assert [[c.strip() for c in line.split("|")][2:4] for line in lines] == [
-        ["wide-0", "2"],
-        ["narrow-0", "1"],
-    ]
-    assert "first run" not in format_seeds(rows[:1], "table")
-
-
-def test_columns_that_some_rows_have_stand_at_the_end():
-    rows = [{**summary("a", 0.5, 3), "budget": 2}, summary("b", 0.25, 4)]
-    lines = format_comparison(rows, "markdown").splitlines()[2:]
-    assert [cell.strip() for cell in lines[0].split("|")][-2] == "budget"
-    assert [cell.strip() for cell in lines[2].split("|")][1:4] == ["a", "50.0", "25.0"]
-    assert [cell.strip() for cell in lines[2].split("|")][-2] == "2"
-    assert [cell.strip() for cell in lines[3].split("|")][-2] == ""
-
-
-def run(name: str, *, classes: int = 3, fine: str = "resnet101", evaluated: bool = True, **config):
+def run(
+    name: str,
+    *,
+    classes: int = 3,
+    fine: str = "resnet101",
+    weights: str = "official",
+    fps: float = 1.0,
+    evaluated: bool = True,
+    **config,
+):
     """A run as its folder tells it; top-1 is 0.5 and costs grow with its seed."""
     stores = {
         role: {
             "path": f"/{role}",
-            "identity": {"backbone": backbone, "input_size_px": size, "weights_sha256": backbone},
+            "identity": {
+                "backbone": backbone,
+                "input_size_px": size,
+                "weights_sha256": backbone + weights,
+                "sample_fps": fps,
+            },
         }
         for role, backbone, size in (("coarse", "mobilenet_v2", 112), ("fine", fine, 224))
     }
@@ -110,6 +76,136 @@ def run(name: str, *, classes: int = 3, fine: str = "resnet101", evaluated: bool
     method = info.config.method
     numbers = summary(method, 0.5, 2.0 + info.config.seed) if evaluated else None
     return Compared(name, Path(name), info, numbers)
+
+
+def told(name: str, top1: float, gflops: float, **more) -> Compared:
+    """A run with these numbers."""
+    made = run(name, **more)
+    return replace(made, summary=summary(made.info.config.method, top1, gflops))
+
+
+def test_seeds_of_a_method_become_their_mean_and_sample_deviation():
+    rows = average_seeds(
+        [
+            told("lstm-0", 0.7, 3, method="lstm"),
+            told("uniform-0", 0.5, 9, method="uniform"),
+            told("lstm-1", 0.9, 5, method="lstm", seed=1),
+        ]
+    )
+    assert [(row["method"], row["runs"]) for row in rows] == [("lstm", 2), ("uniform", 1)]
+    assert rows[0]["top1"] == pytest.approx(0.8)
+    assert rows[0]["top1_std"] == pytest.approx(0.1 * 2**0.5)  # sqrt((0.1² + 0.1²) / (2 − 1))
+    assert rows[0]["gflops_mean"] == 4
+    assert rows[1]["top1_std"] == 0
+    text = format_seeds(rows, "table").splitlines()
+    assert text[0].startswith("split val; 1 multiply-add = 1 FLOP")
+    assert "80.0 ± 14.1" in text[4]
+    assert json.loads(format_seeds(rows, "json"))["methods"] == rows
+    parsed = list(csv.DictReader(io.StringIO(format_seeds(rows, "csv"))))
+    assert [float(row["map"]) for row in parsed] == [row["map"] for row in rows]
+
+
+def test_configurations_of_one_method_are_rows_of_their_own_with_a_run_each():
+    rows = average_seeds(
+        [
+            told("wide-0", 0.7, 3, method="lstm"),
+            told("wide-1", 0.9, 5, method="lstm", seed=1),
+            told("narrow-0", 0.5, 9, method="lstm", epochs=3),
+        ]
+    )
+    assert [(row["run"], row["runs"], row["gflops_mean"]) for row in rows] == [
+        ("wide-0", 2, 4),
+        ("narrow-0", 1, 9),
+    ]
+    header, _, *lines = format_seeds(rows, "markdown").splitlines()[2:]
+    assert [cell.strip() for cell in header.split("|")][1:4] == ["method", "first run", "runs"]
+    assert [[c.strip() for c in line.split("|")][2:4] for line in lines] == [
+        ["wide-0", "2"],
+        ["narrow-0", "1"],
+    ]
+    assert "first run" not in format_seeds(rows[:1], "table")
+
+
+def changed(run: Compared, **info) -> Compared:
+    return replace(run, info=run.info.model_copy(update=info))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        run("other", seed=1, fine="dpn107"),
+        run("other", seed=1, weights="ours"),
+        run("other", seed=1, fps=5.0),
+        changed(run("other", seed=1), labels_sha256="1"),
+        changed(run("other", seed=1), precision="bf16-mixed"),
+        changed(run("other", seed=1), splits={"val": SplitInfo(videos=3, sha256="1")}),
+    ],
+    ids=["backbone", "weights", "fps", "labels", "precision", "videos"],
+)
+def test_runs_on_other_data_or_in_another_precision_are_no_seeds_of_one(other):
+    rows = average_seeds([run("ours"), run("again", seed=2), other])
+    assert [(row["run"], row["runs"]) for row in rows] == [("ours", 2), ("other", 1)]
+    for table in group_runs([run("ours"), run("gru", cell="gru"), other]):
+        assert not any({"ours", "other"} <= set(row.names) for row in table.rows)
+
+
+def test_features_of_one_backbone_that_were_made_in_two_ways_are_two_rows():
+    runs = [run("official"), run("ours", weights="ours"), run("dpn", fine="dpn107")]
+    alike = [changed(r, coarse=runs[0].info.coarse) for r in runs]
+    (table,) = group_runs(alike)
+    assert [row.names for row in table.rows] == [("official",), ("ours",), ("dpn",)]
+    first, second, third = (row.values[-1] for row in table.rows)
+    assert re.fullmatch(r"resnet101@224 \([0-9a-f]{8}\)", first)
+    assert first != second
+    assert third == "dpn107@224"
+
+
+@pytest.mark.parametrize(
+    ("runs", "title"),
+    [
+        ([run("a", fine_share_target=0.5), run("b")], "Wanted share of fine frames γ (Table 7)"),
+        ([run("a", fine_share_target=0.5), run("b"), run("c", seed=1)], "Wanted share of fine"),
+        ([run("a", method="lstm"), run("b"), run("c", seed=1)], "Methods (the paper's Table 1)"),
+        ([run("a", cell="gru"), run("b")], "Recurrent cells (Table 6)"),
+        ([run("a", synchronise=False), run("b")], "Synchronisation (Table 8)"),
+        ([run("a", coarse_hidden=64), run("b")], "Width of the coarse RNN (Table 9)"),
+        ([run("a", fps=5.0), run("b")], "Sample fps"),
+    ],
+)
+def test_table_of_what_differs_is_shown_where_it_covers_every_run_too(runs, title, tmp_path):
+    for each in runs:
+        folder = tmp_path / each.name
+        folder.mkdir()
+        (folder / "config.json").write_text(each.info.model_dump_json())
+        (folder / "evaluate_val.json").write_text(json.dumps(each.summary))
+    paths = [str(tmp_path / each.name) for each in runs]
+    result = CliRunner().invoke(main, ["compare", *paths, *paths, "--format", "json"])
+    document = json.loads(result.stdout)
+    assert len(document["runs"]) == len(runs)  # each was given twice
+    assert [table["title"].startswith(title) for table in document["tables"]] == [True]
+    assert sum(len(row["runs"]) for row in document["tables"][0]["rows"]) == len(runs)
+    assert title in CliRunner().invoke(main, ["compare", *paths]).stdout
+
+
+def test_methods_with_one_run_each_are_told_once():
+    runs = [run("lstm", method="lstm"), run("ours")]
+    assert json.loads(compare_runs(runs, "json"))["tables"] == []
+
+
+def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    paths = [tmp_path / "x1" / "lstm", tmp_path / "x2" / "lstm", tmp_path / "x1" / "gru"]
+    names = name_folders([*paths, tmp_path / "x2" / ".." / "x1" / "lstm"])
+    assert list(names.values()) == ["x1/lstm", "x2/lstm", "gru"]
+    assert list(names) == paths
+
+
+def test_columns_that_some_rows_have_stand_at_the_end():
+    rows = [{**summary("a", 0.5, 3), "budget": 2}, summary("b", 0.25, 4)]
+    lines = format_comparison(rows, "markdown").splitlines()[2:]
+    assert [cell.strip() for cell in lines[0].split("|")][-2] == "budget"
+    assert [cell.strip() for cell in lines[2].split("|")][1:4] == ["a", "50.0", "25.0"]
+    assert [cell.strip() for cell in lines[2].split("|")][-2] == "2"
+    assert [cell.strip() for cell in lines[3].split("|")][-2] == ""
 
 
 def shape(tables) -> dict[str, list[tuple]]:

@@ -1,8 +1,12 @@
 """Configurations: presets, files, settings and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
-from liteeval_train.config import PRESETS, ConfigError, resolve_config
+from liteeval_train.config import PRESETS, ConfigError, TrainConfig, resolve_config
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,11 @@ def test_unknown_key_is_refused_with_the_nearest_name():
         ("epochs", "expected key=value"),
         ("coarse_hidden=4096", "coarse_hidden 4096 is not below fine_hidden 2048"),
         ("temperature_end=9", "temperature_end exceeds temperature_start"),
+        ("policy_weight=.inf", "policy_weight.*finite number.*inf"),
+        ("gate_bias=.nan", "gate_bias.*finite number.*nan"),
+        ("seed=99999999999999999999999", "seed.*less than 9223372036854775808"),
+        ("learning_rate=1e38", "learning_rate.*less than or equal to 100.*1e[+]38"),
+        ("fine_hidden=100000000000", "fine_hidden.*less than or equal to 16384"),
         ("method=magic", "method"),
     ],
 )
@@ -62,3 +71,27 @@ def test_file_that_is_no_mapping_is_refused(tmp_path):
     file.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match=r"config.yaml: expected `key: value` lines, found list"):
         resolve_config(file=file)
+
+
+def test_preset_that_is_no_name_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: [small]\n")
+    with pytest.raises(ConfigError, match=r"unknown preset \['small'\]"):
+        resolve_config(file=file)
+
+
+def test_numbers_have_bounds_so_that_every_configuration_can_be_saved_and_read():
+    """JSON has no infinity, and torch no number beyond float32 or int64."""
+    for name, field in TrainConfig.model_fields.items():
+        if field.annotation in (int, float):
+            upper = [m for m in field.metadata if hasattr(m, "le") or hasattr(m, "lt")]
+            assert upper, name
+
+
+def test_settings_of_the_authors_code_go_with_every_preset():
+    for preset in PRESETS:
+        config = resolve_config(preset=preset, file=ROOT / "examples" / "authors.yaml")
+        assert (config.noise_scale, config.temperature_schedule) == (0.5, "authors")
+        assert (config.usage_per, config.fine_share_target) == ("batch", 0.1)
+        assert (config.learning_rate, config.weight_decay, config.clip_norm) == (0.1, 1e-4, 5)
+        assert config.coarse_hidden == PRESETS[preset]["coarse_hidden"]

@@ -89,6 +89,7 @@ def test_labels_keep_several_classes_of_a_video(tmp_path):
         ("video_id,label,split\na,b,dev\n", "line 2: split must be .* found 'dev'"),
         ("video_id,label,split\na,b,train\na,c,train\n", "line 3: 'a' stands twice"),
         ("video_id,label,split\na,b,train\na,b,val\n", "'a' stands in splits train and val"),
+        ("video_id,label,split\n\n\na,b,dev\n", "line 4: split must be"),
         ("video_id,label,split\na,,train\n", "expected a video_id and a label"),
         ("video_id,label,split\na\n", "expected a video_id and a label"),
         ("", "found nothing"),
@@ -133,10 +134,15 @@ def test_stores_of_different_rate_or_length_are_refused(tmp_path):
 def test_stores_of_other_presentation_times_are_refused(tmp_path):
     coarse = write_store(tmp_path / "c", {"a": 3}, dim=3, gflops=0.1)
     fine = write_store(tmp_path / "f", {"a": 3}, dim=5, gflops=1.0, late=("a",))
-    labels = read_labels(write_labels(tmp_path, "video_id,label,split\na,x,train\n"))
-    videos = VideoSet(open_pair(coarse, fine), labels, "train", classes=["x"], max_frames=9)
     with pytest.raises(DataError, match=r"'a', row 1: 1 s in .*/c, 1.5 s in .*/f"):
-        videos[0]
+        open_pair(coarse, fine)
+
+
+def test_stores_whose_parts_hold_the_videos_in_another_order_belong_together(tmp_path):
+    coarse = write_store(tmp_path / "c", {"a": 3, "b": 4}, dim=3, gflops=0.1)
+    write_store(tmp_path / "f", {"b": 4}, dim=5, gflops=1.0)
+    fine = write_store(tmp_path / "f", {"a": 3, "b": 4}, dim=5, gflops=1.0)  # b stands twice
+    assert open_pair(coarse, fine).fine.video_ids == ["a", "b"]
 
 
 def test_videos_without_labels_and_labels_without_videos_are_told(tmp_path):
@@ -187,6 +193,24 @@ def test_videos_read_again_are_the_same_with_and_without_memory(tmp_path, cache_
     assert (first is again) == (cache_bytes > 0)
     assert first.fine_TD.tolist() == again.fine_TD.tolist()
     assert first.rows.tolist() == again.rows.tolist() == evenly_spaced(5, 4).tolist()
+
+
+@pytest.mark.parametrize(("dtype", "bytes_per_value"), [(np.float16, 2), (np.float32, 4)])
+def test_rows_are_kept_in_memory_only_where_their_bytes_fit(tmp_path, dtype, bytes_per_value):
+    coarse = write_store(tmp_path / "c", {"a": 5}, dim=3, gflops=0.1, dtype=dtype)
+    fine = write_store(tmp_path / "f", {"a": 5}, dim=5, gflops=1.0, dtype=dtype)
+    labels = read_labels(write_labels(tmp_path, "video_id,label,split\na,x,train\n"))
+    whole = 5 * (3 + 5) * bytes_per_value
+    for cache_bytes in (whole - 1, whole):
+        videos = VideoSet(
+            open_pair(coarse, fine),
+            labels,
+            "train",
+            classes=["x"],
+            max_frames=9,
+            cache_bytes=cache_bytes,
+        )
+        assert (videos[0] is videos[0]) == (cache_bytes == whole)
 
 
 def test_processes_share_out_every_batch():

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from extract.store import StoreError
 from liteeval_train.config import resolve_config
 from liteeval_train.data import DataError
 from liteeval_train.evaluate import evaluate_run, read_or_evaluate
+from liteeval_train.online import evaluate_budgets, evaluate_watched
 from liteeval_train.run import RunError, RunFolder
 from liteeval_train.simulate import Simulation, simulate
 from liteeval_train.train import fit
@@ -139,6 +141,25 @@ def test_results_on_stores_and_labels_that_moved_are_the_runs_own(folder, tmp_pa
         evaluate_run(run.path)
 
 
+def test_labels_edited_since_training_are_refused_unless_they_are_named(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(folder / "lstm", run.path)
+    labels = tmp_path / "labels.csv"
+    shutil.copyfile(folder / "labels.csv", labels)
+    info = run.read_info()
+    info.labels_path = str(labels)
+    run.write_info(info)
+    assert evaluate_run(run.path).summary["videos"] == 10
+    labels.write_text(labels.read_text().replace(",train", ",val"))
+    files = (run.evaluation("val"), run.evaluation_videos("val"))
+    own = [file.read_bytes() for file in files]
+    for evaluate in (evaluate_run, evaluate_watched, lambda path: evaluate_budgets(path, [1])):
+        with pytest.raises(RunError, match=r"labels.csv: has changed since .* --labels"):
+            evaluate(run.path)
+    assert evaluate_run(run.path, labels=labels).summary["videos"] == 40
+    assert [file.read_bytes() for file in files] == own
+
+
 def test_store_of_another_backbone_is_refused(folder, tmp_path):
     with pytest.raises((RunError, DataError), match=r"simulated_|swapped"):
         evaluate_run(folder / "lstm", fine=folder / "coarse", coarse=folder / "coarse")
@@ -164,3 +185,15 @@ def test_result_is_read_again_only_while_its_model_is_the_chosen_one(folder):
     later = run.evaluation("val").stat().st_mtime + 1  # clocks of file systems tick coarsely
     os.utime(run.best, (later, later))
     assert read_or_evaluate(run.path, split="val")["top1"] == first["top1"]
+
+
+def test_model_whose_scores_are_not_finite_is_refused(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(folder / "lstm", run.path)
+    network = run.read_info().build()
+    torch.nn.init.constant_(network.classifier.bias, float("nan"))
+    run.save_best(network)
+    run.evaluation("val").unlink(missing_ok=True)
+    with pytest.raises(RunError, match=r"lstm: the scores of 'video_00000' are not finite"):
+        evaluate_run(run.path)
+    assert not run.evaluation("val").exists()

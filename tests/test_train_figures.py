@@ -68,6 +68,14 @@ def test_curves_come_with_their_points_as_csv(tmp_path):
     assert Image.open(tmp_path / "curve.png").width > 600
 
 
+def test_names_with_full_stops_are_kept_whole(tmp_path):
+    for name in ("g-0.01", "g-0.03"):
+        draw_boxes({"a": [1, 2]}, tmp_path / name, y_label="frames")
+        draw_curves([Curve("a", [1], [2])], tmp_path / f"c{name}", x_label="x", y_label="y")
+    expected = [f"{c}g-0.0{n}.{e}" for c in ("c", "") for n in (1, 3) for e in ("csv", "png")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
 def test_boxes_stand_in_order_of_their_means(tmp_path):
     draw_boxes({"few": [1, 2], "many": [3, 9]}, tmp_path / "boxes", y_label="frames")
     lines = (tmp_path / "boxes.csv").read_text().split()

@@ -76,3 +76,12 @@ def test_interpolation_takes_the_best_later_precision():
     labels = torch.tensor([0, 1, 1])[:, None]
     assert mean_average_precision(scores, labels) == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert interpolated_mean_average_precision(scores, labels) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "average_precision", [mean_average_precision, interpolated_mean_average_precision]
+)
+def test_scores_that_are_not_finite_have_no_average_precision(average_precision):
+    scores = torch.tensor([[0.5, 0.5], [float("nan"), 0.5]])
+    with pytest.raises(ValueError, match="not finite"):
+        average_precision(scores, torch.eye(2))

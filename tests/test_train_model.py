@@ -255,6 +255,22 @@ def test_temperature_falls_from_its_start_to_its_end():
     assert [model.temperature(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([4.0, 2.0, 1.0])
 
 
+def test_temperature_of_the_authors_code_starts_again_with_each_epoch():
+    model = make_model("temperature_schedule=authors")
+    for step, expected in ((0, 1.0), (1000, 0.904837), (6931, 0.500024), (20_000, 0.5)):
+        model.step_of_epoch = step
+        for progress in (0.0, 0.9):
+            assert model.temperature(progress) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_synchronisation_there_is_no_coarse_network_to_train_or_pay_for():
+    model, batch = make_model("synchronise=false"), make_batch(make_samples([7, 3, 5, 1]))
+    model(batch, progress=0.0).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    # coarse projection, then the gate on it and on (h, c)
+    assert model.head_flops().per_frame == 6 * 5 + 2 * (5 + 2 * 8)
+
+
 def test_training_without_random_numbers_is_refused():
     batch = make_batch(make_samples([3, 2]))
     batch.uniform_N2 = None

@@ -43,6 +43,16 @@ def test_one_seed_gives_one_simulation(tmp_path):
     assert json.loads((tmp_path / "a" / "simulation.json").read_text())["videos"] == 4
 
 
+def test_stores_of_two_simulations_are_of_different_identity(tmp_path):
+    for needs in ("detail", "context"):
+        simulate(Simulation(videos=4, classes=2, needs=needs), tmp_path / needs)
+    labels = [(tmp_path / needs / "labels.csv").read_bytes() for needs in ("detail", "context")]
+    assert labels[0] == labels[1]  # so nothing else tells the two apart
+    stores = [FeatureStore(tmp_path / needs / "fine") for needs in ("detail", "context")]
+    (line,) = stores[0].identity.differences(stores[1].identity)
+    assert line.startswith("weights_sha256")
+
+
 def test_existing_simulation_and_odd_classes_are_refused(tmp_path):
     simulate(Simulation(videos=4, classes=2), tmp_path)
     with pytest.raises(DataError, match="holds a simulation already"):

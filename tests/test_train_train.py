@@ -11,12 +11,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
+from extract.store import FeatureStore, FeatureWriter, StoreError
 from liteeval_train.config import TrainConfig, resolve_config
 from liteeval_train.data import DataError
+from liteeval_train.evaluate import evaluate_run
 from liteeval_train.run import RunError, RunFolder, write_atomically
 from liteeval_train.simulate import Simulation, simulate
 from liteeval_train.train import FitOptions, fit
@@ -59,6 +63,9 @@ def test_run_folder_says_what_was_trained_on_what(data, tmp_path):
     assert info["versions"]["torch"] == torch.__version__.partition("+")[0]
     epochs = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [line["epoch"] for line in epochs] == [1, 2, 3, 4]
+    # τ = 0.5^p at p = (4 e + s) / 16, the mean over the 4 steps s of epoch e
+    expected = [sum(0.5 ** ((4 * e + s) / 16) for s in range(4)) / 4 for e in range(4)]
+    assert [line["temperature"] for line in epochs] == pytest.approx(expected)
     progress = json.loads(run.last_json.read_text())
     assert progress["finished"]
     assert progress["step"] == 4 * 4  # 30 training videos in batches of at most 8
@@ -123,6 +130,26 @@ def test_checkpoint_of_another_network_is_refused(data, tmp_path):
     os.replace(other.best, run.best)
     with pytest.raises(RunError, match=r"holds another network than config.json describes"):
         run.load_best(run.read_info().build())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("another", "holds a model without the state of its training"),
+        ("short", "not a readable checkpoint"),
+    ],
+)
+def test_damaged_checkpoint_is_refused_with_the_way_out(data, tmp_path, damage, message):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    whole = run.last.read_bytes()
+    run.last.write_bytes(run.best.read_bytes() if damage == "another" else whole[:-9])
+    resume = FitOptions(resume=True)
+    with pytest.raises(RunError, match=rf"last.safetensors: {message}.*remove it and give fit"):
+        fit(config("epochs=1"), out=run.path, options=resume, **data)
+    assert evaluate_run(run.path).summary["videos"] == 10
+    run.last.unlink()
+    fit(config("epochs=1"), out=run.path, options=resume, **data)
+    assert run.last.read_bytes() == whole
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(data, tmp_path):
@@ -304,11 +331,125 @@ def test_number_of_workers_changes_no_weight(data, tmp_path):
     assert_same_tensors(runs[0].last, runs[1].last)
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
-    run_path = tmp_path / "run"
-    with pytest.raises(RunError, match=r"the loss is nan at step \d+ of epoch 1; stopped"):
-        fit(config("learning_rate=1e30", method="lstm"), out=run_path, **data)
-    assert not RunFolder(run_path).last.exists()
+def spoil(monkeypatch, *, step: int, what: str) -> None:
+    """Make the gradient or a weight of the step-th step NaN; the step's loss is finite."""
+    from lightning_fabric import Fabric
+
+    clip, done = Fabric.clip_gradients, []
+
+    def clip_and_spoil(fabric, module, optimizer, **options):
+        done.append(1)
+        weight = next(module.parameters())
+        if len(done) == step:
+            (weight.grad if what == "gradient" else weight.data).fill_(float("nan"))
+        return clip(fabric, module, optimizer, **options)
+
+    monkeypatch.setattr(Fabric, "clip_gradients", clip_and_spoil)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("gradient", "the norm of the gradient is nan at step 4 of epoch 2"),
+        ("weight", "project_coarse.layers.0.weight is not finite after epoch 2"),
+    ],
+)
+def test_network_that_turns_nan_at_the_last_step_of_an_epoch_replaces_no_checkpoint(
+    data, tmp_path, monkeypatch, what, message
+):
+    with monkeypatch.context() as spoilt:
+        spoil(spoilt, step=8, what=what)  # 30 training videos by 8 are 4 steps
+        with pytest.raises(RunError, match=message + "; stopped, the state after epoch 1 is kept"):
+            fit(config(), out=tmp_path / "run", **data)
+    run = RunFolder(tmp_path / "run")
+    assert run.progress_or_fail().best_epoch == 1
+    for path in (run.best, run.last):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+    fit(config(), out=run.path, options=FitOptions(resume=True), **data)
+    whole = fit(config(), out=tmp_path / "whole", **data)
+    assert_same_tensors(run.last, whole.last)
+    assert_same_tensors(run.best, whole.best)
+
+
+def test_loss_that_is_not_finite_stops_training_within_the_epoch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("liteeval_train.train.CHECK_STEPS", 3)
+    spoil(monkeypatch, step=1, what="weight")
+    steps = []
+    monkeypatch.setattr(tqdm, "update", lambda bar, n=1: steps.append(n))
+    message = r"the loss is nan at step 2 of epoch 1; stopped, no epoch was done before"
+    with pytest.raises(RunError, match=message):
+        fit(config(), out=tmp_path / "run", **data)
+    assert len(steps) == 3  # of 4 in the epoch
+    assert not RunFolder(tmp_path / "run").last.exists()
+
+
+def test_error_of_a_worker_is_told_as_one_line(data, tmp_path):
+    stores = {name: tmp_path / name for name in ("coarse", "fine")}
+    for name, path in stores.items():
+        shutil.copytree(data[name], path)
+    (part,) = stores["coarse"].glob("part-*.h5")
+    part.chmod(0o644)
+    with h5py.File(part, "r+") as file:
+        del file["frame_index"]  # read with the rows of a video, not when the store is opened
+    with pytest.raises(StoreError) as caught:
+        fit(
+            config(),
+            out=tmp_path / "run",
+            options=FitOptions(device="cpu", workers=1),
+            **{**data, **stores},
+        )
+    assert "Traceback" not in str(caught.value)
+
+
+def test_failed_start_leaves_no_run_behind(data, tmp_path, monkeypatch):
+    text = data["labels"].read_text().replace(",val", ",test")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match="no video of split 'val'"):
+        fit(config(), out=tmp_path / "run", **{**data, "labels": tmp_path / "labels.csv"})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RunError, match="tensorboard"):
+        fit(config(), out=tmp_path / "run", options=FitOptions(tensorboard=True), **data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_resumed_in_another_precision_is_refused(data, tmp_path):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    info = run.read_info()
+    assert (info.precision, info.device) == ("32-true", "cpu")
+    with pytest.raises(RunError, match=r"another precision \(was 32-true, is bf16-mixed\)"):
+        fit(
+            config("epochs=1"),
+            out=run.path,
+            options=FitOptions(device="cpu", resume=True, precision="bf16-mixed"),
+            **data,
+        )
+
+
+def test_run_resumed_on_a_store_that_has_grown_is_refused(data, tmp_path):
+    simulate(Simulation(videos=41, classes=4, min_frames=3, max_frames=12), tmp_path / "more")
+    lines = (tmp_path / "more" / "labels.csv").read_text().splitlines()
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines))
+    stores = {"coarse": tmp_path / "coarse", "fine": tmp_path / "fine"}
+    for name, path in stores.items():
+        whole = FeatureStore(tmp_path / "more" / name)
+        with FeatureWriter(path, whole.identity) as writer:
+            for video in whole.video_ids[:40]:
+                writer.add(video, whole[video])
+    run = fit(config("epochs=1"), out=tmp_path / "run", labels=labels, **stores)
+    for name, path in stores.items():
+        whole = FeatureStore(tmp_path / "more" / name)
+        with FeatureWriter(path, whole.identity) as writer:
+            writer.add("video_00040", whole["video_00040"])
+    message = r"another split train \(the stores held 30 videos of it and hold 31, not the same"
+    with pytest.raises(RunError, match=message):
+        fit(
+            config("epochs=1"),
+            out=run.path,
+            labels=labels,
+            options=FitOptions(resume=True),
+            **stores,
+        )
 
 
 def test_one_class_is_refused(data, tmp_path):
@@ -362,18 +503,20 @@ def test_liteeval_learns_to_read_few_frames_finely(tmp_path):
     assert last["val_fine_share"] < 0.3
 
 
-def test_two_processes_have_the_losses_of_one(data, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("more", [(), ("synchronise=false", "usage_per=batch")])
+def test_two_processes_have_the_losses_of_one(data, tmp_path, more):
+    settings = ("epochs=2", *more)
     single, double = RunFolder(tmp_path / "single"), RunFolder(tmp_path / "double")
-    one = command(data, single.path, "--set", "epochs=2")
-    subprocess.run(one, check=True, env=environment, capture_output=True)
-    two = command(data, double.path, "--set", "epochs=2")[1:]
+    fit(config(*settings), out=single.path, options=FitOptions(device="cpu"), **data)
+    two = command(data, double.path, *(p for s in settings for p in ("--set", s)))[1:]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, *two], check=True, env=environment, capture_output=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *two], check=True, env=environment, capture_output=True)
+    assert done.stdout.count(b"2 epochs done") == 1  # one of the processes tells it
     for left, right in zip(losses(single), losses(double), strict=True):
         assert left == pytest.approx(right, rel=1e-3)
 
 
-def losses(run: RunFolder) -> list[tuple[float, float]]:
+def losses(run: RunFolder) -> list[tuple[float, float, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [(line["classification"], line["fine_share"]) for line in lines]
+    return [(x["classification"], x["fine_share"], x["usage_penalty"]) for x in lines]

@@ -4,8 +4,11 @@
     loss   = CE(p[T], y) − w_p mean_b sum_t log π(B[t]) (reward − v[t])
              + mean_b mean_t (v[t] − reward)² − w_e entropy
 
-v is a linear baseline on what the gate sees; neither it nor the reward passes gradient to the
-network, so cross-entropy alone trains the recurrent networks and the classifier.
+v is a linear baseline on the output h_f[t−1] that the gate sees, and passes no gradient on. What
+is sampled carries none either: cross-entropy trains classifier, recurrent networks and projections
+as if B were given. The policy term trains the gate and, through the states that the gate reads,
+the recurrent networks and projections too. The gate is sampled from its own softmax: there is no
+temperature, and noise_scale has no part in it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class LiteEvalRL(LiteEval):
         return sample_gate(logits_B2.detach(), noise_B2, 1.0)
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        passed = self._train_pass(batch, 1.0)
+        passed = self._train_pass(batch, temperature=1.0, noise_scale=1.0)
         used_N, gate_N2 = torch.cat(passed.used), torch.cat(passed.gate_logits)
         share_B = fine_share(used_N, batch.video_N, batch.lengths_B)
         logits_BK = self.classifier(passed.last)
