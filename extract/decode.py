@@ -574,7 +574,6 @@ class _PacketReader:
 DROP, REFERENCE_ONLY, DECODE = range(3)
 SEEKING = {"mov", "matroska"}  # containers with an index of key frames
 SEEK_PACKETS = 128  # reading that many takes longer than one seek
-DECORD_BLOCK_BYTES = 64 << 20
 
 
 def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], set[int]]:
@@ -688,16 +687,27 @@ def _decode_with_decord(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray
         ) from error
     try:
         reader = decord.VideoReader(os.path.abspath(video.path), num_threads=1)
-        _confirm_decord(video, reader)
-        height, width, channels = reader[0].shape
-        block = max(1, DECORD_BLOCK_BYTES // (height * width * channels))
-        for start in range(0, len(wanted), block):
-            yield from reader.get_batch(wanted[start : start + block].tolist()).asnumpy()
+        yield from _read_in_order(video, reader, set(wanted.tolist()))
     except decord.DECORDError as error:
         raise DecodeError(f"{video.path}: decord failed ({error}); use the decoder auto") from error
 
 
-def _confirm_decord(video: Video, reader: Any) -> None:
+def _read_in_order(video: Video, reader: Any, wanted: set[int]) -> Iterator[np.ndarray]:
+    """Every frame up to the last wanted one: its skips and seeks lose frames on a busy machine."""
+    for index in range(max(wanted, default=-1) + 1):
+        try:
+            picture = reader.next().asnumpy()
+        except StopIteration:
+            raise DecodeError(
+                f"{video.path}: decord ended before frame {index}; use the decoder auto"
+            ) from None
+        if index == 0:
+            _confirm_decord(video, reader, picture)
+        if index in wanted:
+            yield picture
+
+
+def _confirm_decord(video: Video, reader: Any, theirs: np.ndarray) -> None:
     """Compare decord's list of frames and its first picture with the packets and PyAV's.
 
     Raises: DecodeError if they differ.
@@ -705,7 +715,6 @@ def _confirm_decord(video: Video, reader: Any) -> None:
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     timeline = video.timeline.pts_seconds
     first = next(_decode_skipping(video, np.array([0])))
-    theirs = reader[0].asnumpy()
     if len(times) != len(timeline) or np.abs(times - times[0] - timeline).max() > 1e-3:
         what = "lists other frames than the file holds"
     elif first.rotation:
