@@ -6,8 +6,9 @@ wanted, and with them the packets that need not be decoded at all:
 - a non-reference frame nobody wants (the codec's own skip_frame, switched per packet);
 - everything behind the last wanted frame of a group of pictures, up to the next key frame.
 
-Both leave every wanted pixel as full sequential decoding gives it. Where key frames are indexed and
-the next packet is far, it is sought, which saves reading; it must be that very packet. Where the
+Both leave every wanted pixel as full sequential decoding gives it. A key frame is one that the
+bitstream says is one, for some containers flag every packet. Where key frames are indexed and the
+next packet is far, it is sought, which saves reading; it must be that very packet. Where the
 packets do not tell the truth (missing timestamps, damage, a stream that starts without a key
 frame), or a wanted frame does not come out, the timeline is taken from decoding every frame.
 
@@ -39,6 +40,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from extract.bitstream import Bitstream
 from extract.sampling import TOLERANCE_SECONDS, Timeline, row_count, row_frames
 from extract.videos import printable
 
@@ -125,7 +127,7 @@ class Packets:
     duration: list[int] = field(default_factory=list)
     key: list[bool] = field(default_factory=list)
     discard: list[bool] = field(default_factory=list)
-    clean_key: list[bool] = field(default_factory=list)  # decoding may start here afresh
+    clean_key: list[bool] = field(default_factory=list)  # the bitstream says so too
     temporal_layers: int = 1
     in_band_headers: bool = False  # H.264: the picture may change its size on the way
     corrupt: bool = False
@@ -324,24 +326,25 @@ def _check_duration(path: Path, timeline: Timeline, options: DecodeOptions) -> N
 
 def _read_packets(container: InputContainer, stream: VideoStream) -> Packets:
     packets = Packets()
-    units = _NalUnits(stream)
+    codec = stream.codec_context.codec
+    extradata = stream.codec_context.extradata or b""
+    bitstream = Bitstream(codec.canonical_name, extradata, intra_only=codec.intra_only)
     for packet in _demux(container, stream):
         if packet is None:
             packets.corrupt = True
             break
+        data = memoryview(packet)
         packets.pts.append(packet.pts)
         packets.dts.append(packet.dts)
         packets.duration.append(packet.duration or 0)
         packets.key.append(packet.is_keyframe)
         packets.discard.append(packet.is_discard)
         packets.corrupt |= packet.is_corrupt
-        clean = packet.is_keyframe
-        if units.codec == "h264" and clean:
-            clean, headers = units.h264_key(packet)
-            packets.in_band_headers |= headers
-        elif units.codec == "hevc":
-            packets.temporal_layers = max(packets.temporal_layers, units.hevc_layer(packet) + 1)
-        packets.clean_key.append(clean)
+        packets.clean_key.append(packet.is_keyframe and bitstream.starts_afresh(data))
+        if bitstream.codec == "h264" and packet.is_keyframe:
+            packets.in_band_headers |= bitstream.has_h264_headers(data)
+        elif bitstream.codec == "hevc":
+            packets.temporal_layers = max(packets.temporal_layers, bitstream.hevc_layer(data) + 1)
     return packets
 
 
@@ -353,54 +356,6 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet | 
                 yield packet
     except av.FFmpegError:
         yield None
-
-
-class _NalUnits:
-    """What the first byte or two of each NAL unit say of an H.264 or HEVC packet."""
-
-    def __init__(self, stream: VideoStream) -> None:
-        self.codec = stream.codec_context.codec.canonical_name
-        extradata = stream.codec_context.extradata or b""
-        at = {"h264": 4, "hevc": 21}.get(self.codec, 0)  # lengthSizeMinusOne in avcC and hvcC
-        prefixed = extradata[:1] == b"\x01" and len(extradata) > at
-        self._length_bytes = (extradata[at] & 3) + 1 if prefixed else 0
-
-    def h264_key(self, packet: Packet) -> tuple[bool, bool]:
-        """Whether the first slice is an IDR's, and whether an SPS stands before it."""
-        headers = False
-        for first, _ in self._first_bytes(packet):
-            kind = first & 0x1F
-            headers |= kind == 7
-            if 1 <= kind <= 5:
-                return kind == 5, headers
-        return False, headers
-
-    def hevc_layer(self, packet: Packet) -> int:
-        """nuh_temporal_id of the first slice."""
-        for first, second in self._first_bytes(packet):
-            if (first >> 1) & 0x3F < 32:
-                return max(0, (second & 7) - 1)
-        return 0
-
-    def _first_bytes(self, packet: Packet) -> Iterator[tuple[int, int]]:
-        data = memoryview(packet)
-        for position in self._starts(data):
-            if position + 1 < len(data):
-                yield data[position], data[position + 1]
-
-    def _starts(self, data: memoryview) -> Iterator[int]:
-        """Start of each NAL unit: behind its length (mp4, mkv) or a start code (Annex B)."""
-        if size := self._length_bytes:
-            position = 0
-            while position + size < len(data):
-                yield position + size
-                position += size + int.from_bytes(data[position : position + size], "big")
-            return
-        raw = bytes(data)
-        position = raw.find(b"\x00\x00\x01")
-        while position >= 0:
-            yield position + 3
-            position = raw.find(b"\x00\x00\x01", position + 3)
 
 
 def _has_useless_timestamps(container: InputContainer, stream: VideoStream) -> bool:
@@ -619,7 +574,6 @@ class _PacketReader:
 DROP, REFERENCE_ONLY, DECODE = range(3)
 SEEKING = {"mov", "matroska"}  # containers with an index of key frames
 SEEK_PACKETS = 128  # reading that many takes longer than one seek
-DECORD_BLOCK_BYTES = 64 << 20
 
 
 def plan_packets(packets: Packets, wanted_pts: np.ndarray) -> tuple[list[int], set[int]]:
@@ -733,16 +687,27 @@ def _decode_with_decord(video: Video, wanted: np.ndarray) -> Iterator[np.ndarray
         ) from error
     try:
         reader = decord.VideoReader(os.path.abspath(video.path), num_threads=1)
-        _confirm_decord(video, reader)
-        height, width, channels = reader[0].shape
-        block = max(1, DECORD_BLOCK_BYTES // (height * width * channels))
-        for start in range(0, len(wanted), block):
-            yield from reader.get_batch(wanted[start : start + block].tolist()).asnumpy()
+        yield from _read_in_order(video, reader, set(wanted.tolist()))
     except decord.DECORDError as error:
         raise DecodeError(f"{video.path}: decord failed ({error}); use the decoder auto") from error
 
 
-def _confirm_decord(video: Video, reader: Any) -> None:
+def _read_in_order(video: Video, reader: Any, wanted: set[int]) -> Iterator[np.ndarray]:
+    """Every frame up to the last wanted one: its skips and seeks lose frames on a busy machine."""
+    for index in range(max(wanted, default=-1) + 1):
+        try:
+            picture = reader.next().asnumpy()
+        except StopIteration:
+            raise DecodeError(
+                f"{video.path}: decord ended before frame {index}; use the decoder auto"
+            ) from None
+        if index == 0:
+            _confirm_decord(video, reader, picture)
+        if index in wanted:
+            yield picture
+
+
+def _confirm_decord(video: Video, reader: Any, theirs: np.ndarray) -> None:
     """Compare decord's list of frames and its first picture with the packets and PyAV's.
 
     Raises: DecodeError if they differ.
@@ -750,7 +715,6 @@ def _confirm_decord(video: Video, reader: Any) -> None:
     times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     timeline = video.timeline.pts_seconds
     first = next(_decode_skipping(video, np.array([0])))
-    theirs = reader[0].asnumpy()
     if len(times) != len(timeline) or np.abs(times - times[0] - timeline).max() > 1e-3:
         what = "lists other frames than the file holds"
     elif first.rotation:

@@ -399,20 +399,20 @@ class _Service:
         indices = indices[rows]
         self._connection.send(Started(task.video_id, len(indices), begun))
         inputs = {name: options.inputs[name] for name in task.inputs}
-        slot, count = -1, 0
+        count = 0
         for k, row in enumerate(iter_rows(video, options.fps, inputs, rows)):
-            if slot < 0:
-                slot, count = self._take_slot(), 0
+            if count == 0:
+                self._wait_for_slot()
                 if self._stopped:
-                    self._free.append(slot)
                     break
-                views = options.slot_views(self._memory, slot)
+                views = options.slot_views(self._memory, self._free[0])
             for name, pixels in row.items():
                 views[name][count] = pixels
             count += 1
             if count == options.rows_per_slot or k == len(indices) - 1:
-                self._connection.send(_Filled(slot, k - count + 1, count))
-                slot = -1
+                # Only now is the slot given away: rows that fail half-way leave it free.
+                self._connection.send(_Filled(self._free.popleft(), k - count + 1, count))
+                count = 0
         return Decoded(
             video_id=task.video_id,
             pts_seconds=video.timeline.pts_seconds[indices],
@@ -424,13 +424,13 @@ class _Service:
             busy_seconds=time.monotonic() - begun - self._waited_seconds,
         )
 
-    def _take_slot(self) -> int:
+    def _wait_for_slot(self) -> None:
+        """Until the first of `_free` may be filled."""
         started = time.monotonic()
         with _alarm_resting():
             while self._connection.poll() or not self._free:
                 self._note(self._connection.recv())
         self._waited_seconds += time.monotonic() - started
-        return self._free.popleft()
 
 
 @contextmanager

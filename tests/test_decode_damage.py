@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from clips import Clip, read_number, steady_times
+from damage import flip_bits
 
 from extract import decode
 
@@ -27,15 +28,6 @@ def make_with_index_in_front(folder: Path) -> Path:
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         clip.encode_into(container, clip.add_stream(container))
     return path
-
-
-def flip_bits(path: Path, *, first: float, last: float, count: int) -> None:
-    """Flip single bits somewhere between two fractions of the file."""
-    content = bytearray(path.read_bytes())
-    random = np.random.default_rng(0)
-    for position in random.integers(int(first * len(content)), int(last * len(content)), count):
-        content[position] ^= 1 << int(random.integers(8))
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("codec", OPTIONS)

@@ -49,6 +49,21 @@ def test_decord_gives_the_frames_of_pyav_where_the_packets_prove_it(
     np.testing.assert_array_equal(theirs.frame_index, ours.frame_index)
 
 
+def test_decord_neither_skips_nor_seeks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine both give other frames now and then ("Failed to skip frames")."""
+    import decord
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("decord was told to skip or seek")
+
+    for name in ("get_batch", "__getitem__", "seek", "seek_accurate", "skip_frames"):
+        monkeypatch.setattr(decord.VideoReader, name, refuse)
+    clip = h264("long.mp4", 300, width=128)
+    sampled = decode.sample_frames(clip.build(tmp_path), 0.5, decoder="decord")
+    assert sampled.frame_index.tolist() == [0, 50, 100, 150, 200, 250]
+    assert [read_number(frame) for frame in sampled.frames] == [0, 50, 100, 150, 200, 250]
+
+
 @pytest.mark.parametrize("clip", REFUSED[::5], ids=lambda clip: clip.name)
 def test_decord_is_refused_with_the_reason_where_nothing_proves_it(
     clip: Clip,

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from clips import Clip, steady_times
+from damage import damaged_clips, time_limit
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.decode import sample_frames
 from extract.run import ExtractOptions, extract_features
 from extract.store import FeatureStore, StoreError, part_paths, verify_store
-from extract.supervise import DecodeLimits
+from extract.supervise import SLOTS_PER_WORKER, DecodeLimits
 from extract.videos import Video, find_videos
 
 ROOT = Path(__file__).parent.parent
@@ -206,6 +207,17 @@ def test_hanging_videos_take_their_limit_and_no_more(
     opts = options(limits=DecodeLimits(timeout_seconds=1.0))
     summary = extract_features(videos, tmp_path / "out", [small], opts)
     assert (summary.videos, summary.failures) == (8, 1)
+
+
+def test_more_damaged_videos_than_a_worker_has_slots_are_all_stored(
+    small: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "videos").mkdir()
+    videos = find_videos(damaged_clips(tmp_path / "videos", 3 * SLOTS_PER_WORKER))
+    with time_limit(60):
+        summary = extract_features(videos, tmp_path / "out", [small], options(workers=1))
+    assert (summary.videos, summary.failures) == (3 * SLOTS_PER_WORKER, 0)
+    assert len(FeatureStore(tmp_path / "out" / small.spec.store_name)) == 3 * SLOTS_PER_WORKER
 
 
 SCRIPT = """

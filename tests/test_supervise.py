@@ -10,7 +10,9 @@ import numpy as np
 import psutil
 import pytest
 from clips import Clip, read_number, steady_times
+from damage import damaged_clips, time_limit
 
+from extract.decode import DecodeOptions
 from extract.preprocess import Preprocessing
 from extract.sampling import first_rows
 from extract.supervise import (
@@ -105,6 +107,33 @@ def test_a_file_that_blocks_for_ever_is_killed_and_the_others_go_on(
     assert "time limit" in failed.error
     assert failed.attempts == 2
     assert len([e for e in events if isinstance(e, Decoded)]) == 3
+
+
+def growing_clips(folder: Path) -> list[Path]:
+    """Clips that are refused half-way, where their picture grows above the limit of pixels."""
+    sizes = [{}, {"width": 640, "height": 480}]
+    parts = [
+        Clip(f"part-{i}.h264", "libx264", steady_times(30, 25), **size).build(folder)
+        for i, size in enumerate(sizes)
+    ]
+    paths = [folder / f"growing-{i}.h264" for i in range(2 * SLOTS_PER_WORKER)]
+    for path in paths:
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return paths
+
+
+def test_more_damaged_videos_than_a_worker_has_slots_all_end(tmp_path: Path) -> None:
+    damaged = damaged_clips(tmp_path, 3 * SLOTS_PER_WORKER)
+    growing = growing_clips(tmp_path)
+    opts = replace(options(), decode=DecodeOptions(max_pixels=20_000))
+    with time_limit(60):
+        events = run([*damaged, *growing, *damaged], opts, workers=1)
+    ends = [event for event in events if isinstance(event, Decoded | Failed)]
+    assert len(ends) == 2 * len(damaged) + len(growing)
+    failed = {event.video_id for event in ends if isinstance(event, Failed)}
+    assert failed == {path.name for path in growing}
+    starts = [e for e in events if isinstance(e, Started) and e.video_id.startswith("damaged")]
+    assert len(starts) - 2 * len(damaged) > SLOTS_PER_WORKER  # so many began anew
 
 
 def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -> None:
