@@ -5,6 +5,8 @@ A store is a folder for one backbone at one size and one sampling rate. It holds
     part-20261122T201500-3f9c1a.h5          complete and read-only: renamed into place after fsync
     .part-20261122T201500-3f9c1a.h5.tmp     being written: no reader opens it; what a killed
                                             writer left is removed by a later one after a day
+    identity.json                           the identity that the first writer claimed the store
+                                            for; only writers look at it
 
 and a part holds whole videos, their rows back to back:
 
@@ -20,6 +22,7 @@ is never changed once it has its name. This file imports h5py and numpy and noth
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -40,6 +43,7 @@ FORMAT = "liteeval-features"
 SCHEMA_VERSION = 1
 PART_PREFIX = "part-"
 PART_SUFFIX = ".h5"
+CLAIM = "identity.json"
 TEMPORARY_SUFFIX = ".tmp"
 ABANDONED_SECONDS = 24 * 3600.0  # a part is written in seconds; clocks of machines may differ
 MAX_OPEN_PARTS = 64
@@ -142,7 +146,7 @@ def unfinished_parts(store: Path) -> dict[Path, float]:
     Their writers are at work just now, or were killed.
     """
     idle_seconds = {}
-    for path in store.glob(f".{PART_PREFIX}*{PART_SUFFIX}{TEMPORARY_SUFFIX}"):
+    for path in store.glob(f".*{TEMPORARY_SUFFIX}"):
         with suppress(FileNotFoundError):  # finished this moment
             idle_seconds[path] = time.time() - path.stat().st_mtime
     return dict(sorted(idle_seconds.items(), key=lambda item: -item[1]))
@@ -388,23 +392,91 @@ class FeatureStore:
         return {**self.__dict__, "_open": {}}
 
 
-def _require_same_identity(expected: StoreIdentity, found: StoreIdentity, where: Path) -> None:
+def _require_same_identity(
+    expected: StoreIdentity, found: StoreIdentity, where: Path, way_out: str = ""
+) -> None:
     differences = expected.differences(found)
     if differences:
         raise StoreError(
             f"{where}: another identity than the rest of the store ({'; '.join(differences)}); "
-            "write to another --out, or use the same backbone, weights, fps and precision"
+            f"write to another --out, or use the same backbone, weights, fps and precision{way_out}"
         )
 
 
 def require_identity(store: Path, identity: StoreIdentity) -> None:
-    """Refuse to write rows of `identity` into a store that holds another.
+    """Refuse to write rows of `identity` into a store that holds another or is claimed for one.
 
     Raises: StoreError naming the attributes that differ.
     """
     for path in part_paths(store)[:1]:
         with Part(path) as part:
             _require_same_identity(part.identity, identity, store)
+    _require_claim(store, identity)
+
+
+def _require_claim(store: Path, identity: StoreIdentity) -> None:
+    claimed, path = _claimed_identity(store), store / CLAIM
+    if claimed is not None:
+        way_out = "" if part_paths(store) else f"; or remove {path} if no run is at work here"
+        _require_same_identity(claimed, identity, path, way_out)
+
+
+def _claimed_identity(store: Path) -> StoreIdentity | None:
+    """The identity in a store's claim; None where no writer has committed anything yet.
+
+    Raises: StoreError if it cannot be read.
+    """
+    path = store / CLAIM
+    try:
+        return StoreIdentity.from_attributes(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: not a store's identity ({error}); if no run is at work, remove the file: "
+            "the next one writes it again"
+        ) from error
+
+
+def _claim(store: Path, identity: StoreIdentity) -> None:
+    """Make the store that of `identity`, once and for all writers on all machines.
+
+    Checking the parts is not enough: two writers may both find none. A hard link fails where the
+    name is taken and brings the whole file with it, on network file systems too; so, but for a
+    file that is whole a moment later, does exclusive creation, where there are no links.
+
+    Raises: StoreError if it is that of another identity; OSError if the claim cannot be written.
+    """
+    path = store / CLAIM
+    if not path.exists():
+        require_identity(store, identity)
+        attributes = json.dumps(identity.to_attributes(), indent=2, default=np.generic.item)
+        temporary = store / f".{CLAIM}-{secrets.token_hex(3)}{TEMPORARY_SUFFIX}"
+        try:
+            temporary.write_text(attributes, encoding="utf-8")
+            _fsync(temporary)
+            temporary.chmod(0o444)
+            with suppress(FileExistsError):
+                _link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _require_claim(store, identity)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Raises: FileExistsError if another was first."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class FeatureWriter:
@@ -467,6 +539,7 @@ class FeatureWriter:
             temporary.write_bytes(self._part())
             _fsync(temporary)
             temporary.chmod(0o444)
+            _claim(self.path, self.identity)
             temporary.rename(self.path / name)
             _fsync(self.path)
         except (OSError, RuntimeError) as error:
@@ -569,7 +642,20 @@ def verify_store(path: str | os.PathLike[str]) -> list[str]:
                 problems += part.problems()
         except StoreError as error:
             problems.append(str(error))
-    return problems
+    return problems + _claim_problems(Path(path), identity)
+
+
+def _claim_problems(store: Path, identity: StoreIdentity | None) -> list[str]:
+    try:
+        claimed = _claimed_identity(store)
+    except StoreError as error:
+        return [str(error)]
+    differences = identity.differences(claimed) if identity and claimed else []
+    return [
+        f"{store / CLAIM}: differs from the parts in {difference}; remove it, the next run "
+        "writes it again"
+        for difference in differences
+    ]
 
 
 def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000) -> tuple[int, int]:

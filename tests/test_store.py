@@ -207,6 +207,99 @@ def test_another_identity_is_refused_before_any_work(tmp_path: Path) -> None:
     FeatureWriter(folder, other_versions)  # versions are told, not compared
 
 
+def test_of_two_writers_that_opened_an_empty_store_the_first_to_commit_has_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "s"
+    first = FeatureWriter(folder, make_identity())
+    second = FeatureWriter(folder, make_identity(weights_sha256="cd"))
+    for writer, video_id in ((first, "a"), (second, "b"), (first, "c")):
+        writer.add(video_id, make_video(2))
+    first.commit()
+    with pytest.raises(StoreError, match=r"identity\.json: another identity .*weights_sha256"):
+        second.commit()
+    first.add("c", make_video(2))
+    first.commit()
+    assert FeatureStore(folder).video_ids == ["a", "c"]
+    assert verify_store(folder) == []
+    assert not list(folder.glob(".*"))
+
+
+RACE = """
+import os, sys, time
+sys.path[:0] = {paths!r}
+from test_store import make_identity, make_video
+from extract.store import FeatureWriter, StoreError
+if sys.argv[3] == "no-links":
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+    os.link = no_links
+for i in range(20):
+    folder = os.path.join(sys.argv[1], str(i))
+    writer = FeatureWriter(folder, make_identity(weights_sha256=sys.argv[2]))
+    writer.add(sys.argv[2], make_video(2))
+    open(os.path.join(folder, "ready-" + sys.argv[2]), "w").close()
+    while len([name for name in os.listdir(folder) if name.startswith("ready-")]) < 2:
+        pass
+    try:
+        writer.commit()
+    except StoreError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("links", ["links", "no-links"])
+def test_writers_that_race_for_a_store_leave_one_identity(tmp_path: Path, links: str) -> None:
+    script = RACE.format(paths=[str(Path(__file__).parent.parent), str(Path(__file__).parent)])
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), sha256, links])
+        for sha256 in ("ab", "cd")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for folder in tmp_path.iterdir():
+        assert len(FeatureStore(folder)) == 1
+        assert verify_store(folder) == []
+
+
+def test_a_claim_without_parts_lets_its_own_identity_go_on(tmp_path: Path) -> None:
+    """As a kill between the claim and the first part leaves it."""
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (part,) = part_paths(folder)
+    part.unlink()
+    with pytest.raises(StoreError, match=r"identity\.json.*sample_fps.*remove"):
+        FeatureWriter(folder, make_identity(sample_fps=2.0))
+    write(folder, {"b": make_video(2)})
+    assert FeatureStore(folder).video_ids == ["b"]
+
+
+def test_a_claim_that_is_damaged_or_differs_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    claim = folder / "identity.json"
+    claim.chmod(0o644)
+    claim.write_text(claim.read_text().replace('"sample_fps": 1.0', '"sample_fps": 2.0'))
+    (problem,) = verify_store(folder)
+    assert "differs from the parts in sample_fps: 1.0 against 2.0" in problem
+    claim.write_text("{")
+    (problem,) = verify_store(folder)
+    assert "not a store's identity" in problem
+    with pytest.raises(StoreError, match="remove the file"):
+        FeatureWriter(folder, make_identity())
+    assert FeatureStore(folder).video_ids == ["a"]  # readers look at parts alone
+
+
+def test_a_store_without_a_claim_gets_that_of_its_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (folder / "identity.json").unlink()
+    with pytest.raises(StoreError, match="sample_fps"):
+        FeatureWriter(folder, make_identity(sample_fps=2.0))
+    write(folder, {"b": make_video(2)})
+    assert (folder / "identity.json").exists()
+    assert FeatureStore(folder).video_ids == ["a", "b"]
+
+
 def test_parts_that_disagree_are_told_apart(tmp_path: Path) -> None:
     write(tmp_path / "a", {"a": make_video(2)})
     write(tmp_path / "b", {"b": make_video(2)}, sample_fps=2.0)
@@ -326,7 +419,7 @@ except StoreError as error:
     assert "StoreError" in result.stdout, result.stderr
     assert "Free space" in result.stdout
     assert FeatureStore(tmp_path / "s").video_ids == ["small"]
-    assert len(list((tmp_path / "s").iterdir())) == 1
+    assert not list((tmp_path / "s").glob(".*"))
 
 
 def test_compaction_keeps_a_part_that_is_committed_meanwhile(
