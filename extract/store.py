@@ -30,7 +30,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +126,14 @@ class VideoFeatures:
             if getattr(self, name).shape != (rows,):
                 raise ValueError(f"{name} must be ({rows},), got {getattr(self, name).shape}")
 
+    def problems(self) -> Iterator[str]:
+        """What no store may hold: values that are not finite, frames out of order."""
+        for name in ("features", "pts_seconds", "duration_seconds", "source_fps"):
+            if not np.isfinite(getattr(self, name)).all():
+                yield f"{name} holds values that are not finite"
+        if (np.diff(self.pts_seconds) < 0).any() or (np.diff(self.frame_index) < 0).any():
+            yield "its frames are not in order"
+
     def __repr__(self) -> str:
         return (
             f"VideoFeatures(features {self.features.shape} {self.features.dtype}, "
@@ -209,12 +217,19 @@ class Part:
                 f"{found[0]} version {found[1]}; give a store that liteeval-extract wrote"
             )
         self.identity = StoreIdentity.from_attributes(attributes)
-        self.video_ids: list[str] = list(self._file["video_id"].asstr()[:])
-        self.offset: np.ndarray = self._file["video_offset"][:]
-        self.source_bytes: np.ndarray = self._file["source_bytes"][:]
-        self._features: h5py.Dataset = self._file["features"]
+        self.video_ids: list[str] = list(self._dataset("video_id").asstr()[:])
+        self.offset: np.ndarray = self._dataset("video_offset")[:]
+        self.source_bytes: np.ndarray = self._dataset("source_bytes")[:]
+        self._features = self._dataset("features")
         contiguous = self._features.chunks is None
         self._features_start = self._features.id.get_offset() if contiguous else None
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Raises: KeyError if there is none of this name."""
+        found = self._file[name]
+        if not isinstance(found, h5py.Dataset):
+            raise KeyError(f"{name} is a {type(found).__name__.lower()}, not a dataset")
+        return found
 
     def __enter__(self) -> Part:
         return self
@@ -227,7 +242,7 @@ class Part:
 
     def column(self, name: str) -> np.ndarray:
         """(V,): one value per video, text as bytes."""
-        column: np.ndarray = self._file[name][:]
+        column: np.ndarray = self._dataset(name)[:]
         return column
 
     def read(self, video: int) -> VideoFeatures:
@@ -236,9 +251,9 @@ class Part:
         try:
             return VideoFeatures(
                 features=self._read_rows(rows.start, rows.stop),
-                **{name: self._file[name][rows] for name in ROW_COLUMNS},
-                **{name: self._file[name][video].item() for name in VIDEO_COLUMNS},
-                **{name: self._file[name].asstr()[video] for name in VIDEO_TEXT_COLUMNS},
+                **{name: self._dataset(name)[rows] for name in ROW_COLUMNS},
+                **{name: self._dataset(name)[video].item() for name in VIDEO_COLUMNS},
+                **{name: self._dataset(name).asstr()[video] for name in VIDEO_TEXT_COLUMNS},
             )
         except (KeyError, OSError, ValueError, RuntimeError) as error:
             name = self.video_ids[video]
@@ -277,7 +292,7 @@ class Part:
             return [f"{self.path}: unreadable ({error})"]
 
     def _find_problems(self) -> Iterator[str]:
-        features, offset, videos = self._file["features"], self.offset, len(self.video_ids)
+        features, offset, videos = self._features, self.offset, len(self.video_ids)
         rows, dim = features.shape
         if dim != self.identity.feature_dim:
             yield f"{self.path}: rows have {dim} values, identity says {self.identity.feature_dim}"
@@ -290,19 +305,16 @@ class Part:
             yield f"{self.path}: a video has no rows"
             return
         for name in ROW_COLUMNS:
-            if self._file[name].shape != (rows,):
-                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({rows},)"
+            if (shape := self._dataset(name).shape) != (rows,):
+                yield f"{self.path}: {name} has shape {shape}, not ({rows},)"
                 return
         for name in (*VIDEO_COLUMNS, *VIDEO_TEXT_COLUMNS):
-            if self._file[name].shape != (videos,):
-                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({videos},)"
+            if (shape := self._dataset(name).shape) != (videos,):
+                yield f"{self.path}: {name} has shape {shape}, not ({videos},)"
                 return
         for video, name in enumerate(self.video_ids):
-            item = self.read(video)
-            if not np.isfinite(item.features).all():
-                yield f"{self.path}: {name!r} has values that are not finite"
-            if (np.diff(item.pts_seconds) < 0).any() or (np.diff(item.frame_index) < 0).any():
-                yield f"{self.path}: the frames of {name!r} are not in order"
+            for problem in self.read(video).problems():
+                yield f"{self.path}: {name!r}: {problem}"
 
 
 _REMOVE = "move the file away and extract again: only its videos are redone"
@@ -348,6 +360,13 @@ class FeatureStore:
     @property
     def gflops_per_frame(self) -> float:
         return self.identity.gflops_per_frame
+
+    def videos_by_part(self) -> dict[Path, list[int]]:
+        """For each part the numbers of the videos that are read from it."""
+        videos: dict[Path, list[int]] = {path: [] for path in self.parts}
+        for path, video in self._location.values():
+            videos[path].append(video)
+        return videos
 
     def rows(self, video_id: str) -> int:
         """T of a video, without reading its features."""
@@ -509,7 +528,10 @@ class FeatureWriter:
         return len(self._videos)
 
     def check(self, video_id: str, video: VideoFeatures) -> None:
-        """Raises: ValueError if rows do not fit the identity or are not finite."""
+        """Raises: ValueError if the id or the video cannot be stored."""
+        for text in (video_id, video.source_path, video.decoder):
+            if "\0" in text or text != text.encode("utf-8", "replace").decode():
+                raise ValueError(f"{video_id!r}: {text!r} is not UTF-8 text without NUL")
         if video.features.shape[1] != self.identity.feature_dim:
             raise ValueError(
                 f"{video_id!r}: rows have {video.features.shape[1]} values, "
@@ -517,13 +539,13 @@ class FeatureWriter:
             )
         if video.features.dtype not in (np.float16, np.float32):
             raise ValueError(f"{video_id!r}: features must be float16 or float32")
-        if not np.isfinite(video.features).all():
-            raise ValueError(f"{video_id!r}: features are not finite")
+        for problem in video.problems():
+            raise ValueError(f"{video_id!r}: {problem}")
 
     def add(self, video_id: str, video: VideoFeatures) -> None:
         """Keep one video for the next commit.
 
-        Raises: ValueError if rows do not fit the identity or are not finite.
+        Raises: ValueError if it cannot be stored, as `check` does.
         """
         self.check(video_id, video)
         self._videos[video_id] = video
@@ -598,19 +620,23 @@ class FeatureWriter:
 def describe_store(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a store holds: identity and totals, as plain values; no features are read."""
     store = FeatureStore(path)
-    duration_seconds, corrupt_frames, decoders = 0.0, 0, set()
-    for part_path in store.parts:
+    duration_seconds, corrupt_frames = 0.0, 0
+    decoders: set[str] = set()
+    versions: dict[str, set[str]] = {}
+    for part_path, videos in store.videos_by_part().items():
         with Part(part_path) as part:
-            duration_seconds += float(part.column("duration_seconds").sum())
-            corrupt_frames += int(part.column("corrupt_frames").sum())
-            decoders |= {name.decode() for name in part.column("decoder")}
+            duration_seconds += float(part.column("duration_seconds")[videos].sum())
+            corrupt_frames += int(part.column("corrupt_frames")[videos].sum())
+            decoders |= {name.decode() for name in part.column("decoder")[videos]}
+            for library, version in part.identity.versions.items():
+                versions.setdefault(library, set()).add(version)
     rows = sum(store.rows(video_id) for video_id in store.video_ids)
     return {
         "store": str(store.path),
         "schema_version": SCHEMA_VERSION,
         **store.identity.to_attributes(),
         "preprocessing": dict(store.identity.preprocessing),
-        "versions": dict(store.identity.versions),
+        "versions": {library: ", ".join(sorted(found)) for library, found in versions.items()},
         "parts": len(store.parts),
         "unfinished_parts": [part_path.name for part_path in unfinished_parts(store.path)],
         "videos": len(store),
@@ -663,27 +689,49 @@ def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000)
 
     New parts are complete before an old one goes; a crash between leaves some videos in two
     parts, which readers take once. Parts that others commit meanwhile are left as they are.
+    Rows of other library versions get parts of their own: a part tells how all its rows came to be.
 
     Returns: number of parts before and after.
     """
     store = FeatureStore(path)
-    new: list[Path | None] = []
-    with FeatureWriter(path, store.identity) as writer:
+    new = [
+        part
+        for versions, video_ids in _videos_by_versions(store)
+        for part in _write_again(store, versions, video_ids, rows_per_part)
+    ]
+    store.close()
+    try:
+        for old in store.parts:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: an old part cannot be removed ({error.strerror})") from error
+    return len(store.parts), len(new)
+
+
+def _videos_by_versions(store: FeatureStore) -> list[tuple[dict[str, str], list[str]]]:
+    """The ids, sorted, that each set of library versions made."""
+    groups: dict[str, list[str]] = {}
+    for path, videos in store.videos_by_part().items():
+        with Part(path) as part:
+            versions = json.dumps(dict(part.identity.versions), sort_keys=True)
+            groups.setdefault(versions, []).extend(part.video_ids[video] for video in videos)
+    return [(json.loads(versions), sorted(ids)) for versions, ids in groups.items() if ids]
+
+
+def _write_again(
+    store: FeatureStore, versions: dict[str, str], video_ids: list[str], rows_per_part: int
+) -> list[Path]:
+    parts: list[Path | None] = []
+    with FeatureWriter(store.path, replace(store.identity, versions=versions)) as writer:
         rows = 0
-        for video_id in store.video_ids:
+        for video_id in video_ids:
             writer.add(video_id, store[video_id])
             rows += store.rows(video_id)
             if rows >= rows_per_part:
-                new.append(writer.commit())
+                parts.append(writer.commit())
                 rows = 0
-        new.append(writer.commit())
-    store.close()
-    try:
-        for part in store.parts:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: an old part cannot be removed ({error.strerror})") from error
-    return len(store.parts), sum(part is not None for part in new)
+        parts.append(writer.commit())
+    return [part for part in parts if part is not None]
 
 
 def _fsync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from extract.store import (
     MAX_OPEN_PARTS,
     FeatureStore,
     FeatureWriter,
+    Part,
     StoreError,
     StoreIdentity,
     VideoFeatures,
@@ -321,6 +323,34 @@ def test_no_value_that_is_not_finite_is_stored(tmp_path: Path, value: float) -> 
     assert FeatureStore(tmp_path / "s").video_ids == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pts_seconds": np.array([0.0, np.nan])}, "pts_seconds holds values that are not finite"),
+        ({"pts_seconds": np.array([1.0, 0.0])}, "not in order"),
+        ({"frame_index": np.array([25, 0])}, "not in order"),
+        ({"duration_seconds": np.nan}, "duration_seconds holds values that are not finite"),
+        ({"source_fps": np.inf}, "source_fps holds values that are not finite"),
+        ({"source_path": "a\0b"}, "without NUL"),
+    ],
+)
+def test_a_video_that_no_store_may_hold_is_refused(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    writer = FeatureWriter(tmp_path / "s", make_identity())
+    with pytest.raises(ValueError, match=expected):
+        writer.add("a", dataclasses.replace(make_video(2), **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("video_id", ["a\0b", "caf\udce9"])
+def test_an_id_that_cannot_be_written_costs_no_other_video(tmp_path: Path, video_id: str) -> None:
+    with FeatureWriter(tmp_path / "s", make_identity()) as writer:
+        writer.add("good", make_video(1))
+        with pytest.raises(ValueError, match="UTF-8 text without NUL"):
+            writer.add(video_id, make_video(1))
+    assert FeatureStore(tmp_path / "s").video_ids == ["good"]
+
+
 def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
     with (
         FeatureWriter(tmp_path / "s", make_identity(feature_dim=7)) as writer,
@@ -367,6 +397,8 @@ def test_an_unknown_video_is_a_key_error(tmp_path: Path) -> None:
     ("damage", "expected"),
     [
         (lambda f: f["features"].__setitem__((0, 0), np.nan), "not finite"),
+        (lambda f: f["pts_seconds"].__setitem__(1, np.nan), "pts_seconds holds values"),
+        (lambda f: f["duration_seconds"].__setitem__(1, np.nan), "duration_seconds holds values"),
         (lambda f: f["video_offset"].__setitem__(1, 0), "no rows"),
         (lambda f: f["video_offset"].__setitem__(2, 4), "does not span"),
         (lambda f: f["frame_index"].__setitem__(1, -5), "not in order"),
@@ -383,6 +415,21 @@ def test_verify_names_each_kind_of_damage(tmp_path: Path, damage: object, expect
     with h5py.File(part, "r+") as file:
         damage(file)  # type: ignore[operator]
     assert any(expected in problem for problem in verify_store(folder)), verify_store(folder)
+
+
+@pytest.mark.parametrize("name", ["video_id", "features", "pts_seconds", "decoder"])
+def test_a_group_in_the_place_of_a_dataset_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (part,) = part_paths(folder)
+    part.chmod(0o644)
+    with h5py.File(part, "r+") as file:
+        del file[name]
+        file.create_group(name)
+    (problem,) = verify_store(folder)
+    assert f"{name} is a group, not a dataset" in problem
+    with pytest.raises(StoreError, match="is a group, not a dataset"):
+        _ = FeatureStore(folder)["a"]
 
 
 def test_a_truncated_part_is_named(tmp_path: Path) -> None:
@@ -440,6 +487,46 @@ def test_compaction_keeps_a_part_that_is_committed_meanwhile(
     assert FeatureStore(folder).video_ids == ["a", "b"]
 
 
+COMPACT = """
+import sys
+sys.path[:0] = {paths!r}
+from extract.store import compact_store
+print("ready", flush=True)
+print("done", compact_store(sys.argv[1], rows_per_part=20), flush=True)
+"""
+
+
+def test_a_compaction_killed_at_any_moment_harms_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    videos = {f"{i:03d}": make_video(1 + i % 7, i) for i in range(24)}
+    with FeatureWriter(folder, make_identity()) as writer:
+        for video_id, video in videos.items():
+            writer.add(video_id, video)
+            writer.commit()
+    script = COMPACT.format(paths=[str(Path(__file__).parent.parent)])
+    generator = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(generator.uniform(0, 0.12))
+        process.kill()
+        done = "done" in process.communicate()[0]
+        assert verify_store(folder) == []
+        store = FeatureStore(folder)
+        assert store.video_ids == sorted(videos)
+        for video_id, video in videos.items():
+            np.testing.assert_array_equal(store[video_id].features, video.features)
+            np.testing.assert_array_equal(store[video_id].frame_index, video.frame_index)
+        if done:  # too early to be killed: again from many parts
+            compact_store(folder, rows_per_part=1)
+    assert compact_store(folder)[1] == 1
+    assert FeatureStore(folder).video_ids == sorted(videos)
+    assert verify_store(folder) == []
+
+
 def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:
     write(tmp_path / "s", {"a": make_video(2, 0), "b": make_video(3, 1)})
     facts = describe_store(tmp_path / "s")
@@ -447,6 +534,30 @@ def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:
     assert facts["gflops_total"] == pytest.approx(5 * 0.0822)
     assert facts["corrupt_frames"] == 0 + 1
     json.dumps(facts)
+
+
+def test_describe_counts_a_video_in_two_parts_once(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2, 1), "b": make_video(3, 2)})
+    write(folder, {"a": make_video(2, 1), "c": make_video(4, 4)})
+    facts = describe_store(folder)
+    assert (facts["videos"], facts["rows"], facts["parts"]) == (3, 2 + 3 + 4, 2)
+    assert facts["duration_seconds"] == 2 + 3 + 4
+    assert facts["corrupt_frames"] == 1 + 2 + 1  # seed % 3
+
+
+def test_compaction_keeps_what_is_known_of_each_rows_making(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    made_by = {"a": "1", "b": "2", "c": "1"}
+    for video_id, version in made_by.items():
+        write(folder, {video_id: make_video(2)}, versions={"torch": version})
+    assert compact_store(folder) == (3, 2)
+    found = {}
+    for path in part_paths(folder):
+        with Part(path) as part:
+            found |= dict.fromkeys(part.video_ids, part.identity.versions["torch"])
+    assert found == made_by
+    assert describe_store(folder)["versions"] == {"torch": "1, 2"}
 
 
 def test_a_store_of_many_parts_keeps_few_files_open(tmp_path: Path) -> None:
