@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,6 @@ from urllib.error import URLError
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -441,20 +441,22 @@ def _calibrate_normalisation(network: nn.Module, spec: BackboneSpec) -> None:
 def _load_weights(network: nn.Module, architecture: Architecture, path: Path) -> None:
     """Load a state dict; a classifier of another number of classes is left out.
 
-    Raises: BackboneError naming the first keys that do not fit.
+    Counts of batches are no weights: old checkpoints lack them and evaluation never reads them.
+
+    Raises: BackboneError naming the first keys that do not fit or are not finite.
     """
-    state = _unwrap(_read_state(path))
-    own = network.state_dict()
+    own = _weights_alone(network.state_dict())
+    state = _weights_alone(_tensors(_read_state(path), path))
     prefixes = tuple(name + "." for name in architecture.classifier)
     state = {
         key: value
         for key, value in state.items()
-        if not (key.startswith(prefixes) and (key not in own or own[key].shape != value.shape))
+        if not (key.startswith(prefixes) and not _fits(value, own.get(key)))
     }
     wrong = [
-        f"{key} {tuple(value.shape)}"
+        f"{key} {tuple(value.shape)} {value.dtype}"
         for key, value in state.items()
-        if key not in own or own[key].shape != value.shape
+        if not _fits(value, own.get(key))
     ]
     missing = [key for key in own if key not in state and not key.startswith(prefixes)]
     if wrong or missing:
@@ -463,29 +465,66 @@ def _load_weights(network: nn.Module, architecture: Architecture, path: Path) ->
             f"{missing[:3]}, {len(wrong)} do not fit {wrong[:3]}"
         )
     network.load_state_dict(state, strict=False)
+    loaded = network.state_dict()
+    spoilt = [key for key in state if not loaded[key].isfinite().all()]
+    if spoilt:
+        raise BackboneError(
+            f"{path}: {len(spoilt)} tensors hold NaN or infinity, first {spoilt[:3]}; "
+            "take a checkpoint from before the training diverged"
+        )
+
+
+def _weights_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def _fits(value: Tensor, own: Tensor | None) -> bool:
+    """Whether a tensor can take the place of a network's: plain real numbers of its shape."""
+    return (
+        own is not None
+        and value.shape == own.shape
+        and value.layout == own.layout
+        and value.is_floating_point() == own.is_floating_point()
+        and not (value.is_complex() or value.is_quantized or value.is_meta)
+    )
 
 
 def _read_state(path: Path) -> Any:
+    """Whatever is in the file, if it is tensors and plain containers alone.
+
+    Raises: BackboneError. Damage makes torch's reader fail in any way, hence `Exception`.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        with path.open("rb") as file:
+            begin = file.read(16)
+        if not begin.startswith((b"\x80", b"PK")):  # pickles and zip archives do
+            raise BackboneError(
+                f"{path}: cannot be read as weights: it begins with {begin!r}, as no file of "
+                "torch.save does; is it what you meant to download?"
+            ) from error
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BackboneError(
-            f"{path}: not a plain state dict; files that run code on loading are refused. "
-            "Save the state dict alone, or as .safetensors"
+            f"{path}: holds more than tensors{f' ({named[1]})' if named else ''}; files that may "
+            "run code on loading are refused. Save the state dict alone, or as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as error:
-        raise BackboneError(f"{path}: cannot be read as weights ({error})") from error
+    except Exception as error:
+        reason = re.split(r"\. |\n", str(error))[0]
+        raise BackboneError(
+            f"{path}: cannot be read as weights ({reason or type(error).__name__})"
+        ) from error
 
 
-def _unwrap(state: Any) -> dict[str, Tensor]:
+def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint that may nest them and prefix them with `module.`."""
     for key in ("state_dict", "model_state", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise BackboneError(f"expected a state dict, found {type(state).__name__}")
+        raise BackboneError(f"{path}: expected a state dict, found a {type(state).__name__}")
     return {
         str(key).removeprefix("module."): value
         for key, value in state.items()

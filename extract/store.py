@@ -5,6 +5,8 @@ A store is a folder for one backbone at one size and one sampling rate. It holds
     part-20261122T201500-3f9c1a.h5          complete and read-only: renamed into place after fsync
     .part-20261122T201500-3f9c1a.h5.tmp     being written: no reader opens it; what a killed
                                             writer left is removed by a later one after a day
+    identity.json                           the identity that the first writer claimed the store
+                                            for; only writers look at it
 
 and a part holds whole videos, their rows back to back:
 
@@ -20,6 +22,7 @@ is never changed once it has its name. This file imports h5py and numpy and noth
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -27,7 +30,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +43,7 @@ FORMAT = "liteeval-features"
 SCHEMA_VERSION = 1
 PART_PREFIX = "part-"
 PART_SUFFIX = ".h5"
+CLAIM = "identity.json"
 TEMPORARY_SUFFIX = ".tmp"
 ABANDONED_SECONDS = 24 * 3600.0  # a part is written in seconds; clocks of machines may differ
 MAX_OPEN_PARTS = 64
@@ -122,6 +126,14 @@ class VideoFeatures:
             if getattr(self, name).shape != (rows,):
                 raise ValueError(f"{name} must be ({rows},), got {getattr(self, name).shape}")
 
+    def problems(self) -> Iterator[str]:
+        """What no store may hold: values that are not finite, frames out of order."""
+        for name in ("features", "pts_seconds", "duration_seconds", "source_fps"):
+            if not np.isfinite(getattr(self, name)).all():
+                yield f"{name} holds values that are not finite"
+        if (np.diff(self.pts_seconds) < 0).any() or (np.diff(self.frame_index) < 0).any():
+            yield "its frames are not in order"
+
     def __repr__(self) -> str:
         return (
             f"VideoFeatures(features {self.features.shape} {self.features.dtype}, "
@@ -142,7 +154,7 @@ def unfinished_parts(store: Path) -> dict[Path, float]:
     Their writers are at work just now, or were killed.
     """
     idle_seconds = {}
-    for path in store.glob(f".{PART_PREFIX}*{PART_SUFFIX}{TEMPORARY_SUFFIX}"):
+    for path in store.glob(f".*{TEMPORARY_SUFFIX}"):
         with suppress(FileNotFoundError):  # finished this moment
             idle_seconds[path] = time.time() - path.stat().st_mtime
     return dict(sorted(idle_seconds.items(), key=lambda item: -item[1]))
@@ -205,12 +217,19 @@ class Part:
                 f"{found[0]} version {found[1]}; give a store that liteeval-extract wrote"
             )
         self.identity = StoreIdentity.from_attributes(attributes)
-        self.video_ids: list[str] = list(self._file["video_id"].asstr()[:])
-        self.offset: np.ndarray = self._file["video_offset"][:]
-        self.source_bytes: np.ndarray = self._file["source_bytes"][:]
-        self._features: h5py.Dataset = self._file["features"]
+        self.video_ids: list[str] = list(self._dataset("video_id").asstr()[:])
+        self.offset: np.ndarray = self._dataset("video_offset")[:]
+        self.source_bytes: np.ndarray = self._dataset("source_bytes")[:]
+        self._features = self._dataset("features")
         contiguous = self._features.chunks is None
         self._features_start = self._features.id.get_offset() if contiguous else None
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Raises: KeyError if there is none of this name."""
+        found = self._file[name]
+        if not isinstance(found, h5py.Dataset):
+            raise KeyError(f"{name} is a {type(found).__name__.lower()}, not a dataset")
+        return found
 
     def __enter__(self) -> Part:
         return self
@@ -223,7 +242,7 @@ class Part:
 
     def column(self, name: str) -> np.ndarray:
         """(V,): one value per video, text as bytes."""
-        column: np.ndarray = self._file[name][:]
+        column: np.ndarray = self._dataset(name)[:]
         return column
 
     def read(self, video: int) -> VideoFeatures:
@@ -232,9 +251,9 @@ class Part:
         try:
             return VideoFeatures(
                 features=self._read_rows(rows.start, rows.stop),
-                **{name: self._file[name][rows] for name in ROW_COLUMNS},
-                **{name: self._file[name][video].item() for name in VIDEO_COLUMNS},
-                **{name: self._file[name].asstr()[video] for name in VIDEO_TEXT_COLUMNS},
+                **{name: self._dataset(name)[rows] for name in ROW_COLUMNS},
+                **{name: self._dataset(name)[video].item() for name in VIDEO_COLUMNS},
+                **{name: self._dataset(name).asstr()[video] for name in VIDEO_TEXT_COLUMNS},
             )
         except (KeyError, OSError, ValueError, RuntimeError) as error:
             name = self.video_ids[video]
@@ -273,7 +292,7 @@ class Part:
             return [f"{self.path}: unreadable ({error})"]
 
     def _find_problems(self) -> Iterator[str]:
-        features, offset, videos = self._file["features"], self.offset, len(self.video_ids)
+        features, offset, videos = self._features, self.offset, len(self.video_ids)
         rows, dim = features.shape
         if dim != self.identity.feature_dim:
             yield f"{self.path}: rows have {dim} values, identity says {self.identity.feature_dim}"
@@ -286,19 +305,16 @@ class Part:
             yield f"{self.path}: a video has no rows"
             return
         for name in ROW_COLUMNS:
-            if self._file[name].shape != (rows,):
-                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({rows},)"
+            if (shape := self._dataset(name).shape) != (rows,):
+                yield f"{self.path}: {name} has shape {shape}, not ({rows},)"
                 return
         for name in (*VIDEO_COLUMNS, *VIDEO_TEXT_COLUMNS):
-            if self._file[name].shape != (videos,):
-                yield f"{self.path}: {name} has shape {self._file[name].shape}, not ({videos},)"
+            if (shape := self._dataset(name).shape) != (videos,):
+                yield f"{self.path}: {name} has shape {shape}, not ({videos},)"
                 return
         for video, name in enumerate(self.video_ids):
-            item = self.read(video)
-            if not np.isfinite(item.features).all():
-                yield f"{self.path}: {name!r} has values that are not finite"
-            if (np.diff(item.pts_seconds) < 0).any() or (np.diff(item.frame_index) < 0).any():
-                yield f"{self.path}: the frames of {name!r} are not in order"
+            for problem in self.read(video).problems():
+                yield f"{self.path}: {name!r}: {problem}"
 
 
 _REMOVE = "move the file away and extract again: only its videos are redone"
@@ -345,6 +361,13 @@ class FeatureStore:
     def gflops_per_frame(self) -> float:
         return self.identity.gflops_per_frame
 
+    def videos_by_part(self) -> dict[Path, list[int]]:
+        """For each part the numbers of the videos that are read from it."""
+        videos: dict[Path, list[int]] = {path: [] for path in self.parts}
+        for path, video in self._location.values():
+            videos[path].append(video)
+        return videos
+
     def rows(self, video_id: str) -> int:
         """T of a video, without reading its features."""
         return self._rows[video_id]
@@ -388,23 +411,91 @@ class FeatureStore:
         return {**self.__dict__, "_open": {}}
 
 
-def _require_same_identity(expected: StoreIdentity, found: StoreIdentity, where: Path) -> None:
+def _require_same_identity(
+    expected: StoreIdentity, found: StoreIdentity, where: Path, way_out: str = ""
+) -> None:
     differences = expected.differences(found)
     if differences:
         raise StoreError(
             f"{where}: another identity than the rest of the store ({'; '.join(differences)}); "
-            "write to another --out, or use the same backbone, weights, fps and precision"
+            f"write to another --out, or use the same backbone, weights, fps and precision{way_out}"
         )
 
 
 def require_identity(store: Path, identity: StoreIdentity) -> None:
-    """Refuse to write rows of `identity` into a store that holds another.
+    """Refuse to write rows of `identity` into a store that holds another or is claimed for one.
 
     Raises: StoreError naming the attributes that differ.
     """
     for path in part_paths(store)[:1]:
         with Part(path) as part:
             _require_same_identity(part.identity, identity, store)
+    _require_claim(store, identity)
+
+
+def _require_claim(store: Path, identity: StoreIdentity) -> None:
+    claimed, path = _claimed_identity(store), store / CLAIM
+    if claimed is not None:
+        way_out = "" if part_paths(store) else f"; or remove {path} if no run is at work here"
+        _require_same_identity(claimed, identity, path, way_out)
+
+
+def _claimed_identity(store: Path) -> StoreIdentity | None:
+    """The identity in a store's claim; None where no writer has committed anything yet.
+
+    Raises: StoreError if it cannot be read.
+    """
+    path = store / CLAIM
+    try:
+        return StoreIdentity.from_attributes(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: not a store's identity ({error}); if no run is at work, remove the file: "
+            "the next one writes it again"
+        ) from error
+
+
+def _claim(store: Path, identity: StoreIdentity) -> None:
+    """Make the store that of `identity`, once and for all writers on all machines.
+
+    Checking the parts is not enough: two writers may both find none. A hard link fails where the
+    name is taken and brings the whole file with it, on network file systems too; so, but for a
+    file that is whole a moment later, does exclusive creation, where there are no links.
+
+    Raises: StoreError if it is that of another identity; OSError if the claim cannot be written.
+    """
+    path = store / CLAIM
+    if not path.exists():
+        require_identity(store, identity)
+        attributes = json.dumps(identity.to_attributes(), indent=2, default=np.generic.item)
+        temporary = store / f".{CLAIM}-{secrets.token_hex(3)}{TEMPORARY_SUFFIX}"
+        try:
+            temporary.write_text(attributes, encoding="utf-8")
+            _fsync(temporary)
+            temporary.chmod(0o444)
+            with suppress(FileExistsError):
+                _link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _require_claim(store, identity)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Raises: FileExistsError if another was first."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class FeatureWriter:
@@ -437,7 +528,10 @@ class FeatureWriter:
         return len(self._videos)
 
     def check(self, video_id: str, video: VideoFeatures) -> None:
-        """Raises: ValueError if rows do not fit the identity or are not finite."""
+        """Raises: ValueError if the id or the video cannot be stored."""
+        for text in (video_id, video.source_path, video.decoder):
+            if "\0" in text or text != text.encode("utf-8", "replace").decode():
+                raise ValueError(f"{video_id!r}: {text!r} is not UTF-8 text without NUL")
         if video.features.shape[1] != self.identity.feature_dim:
             raise ValueError(
                 f"{video_id!r}: rows have {video.features.shape[1]} values, "
@@ -445,13 +539,13 @@ class FeatureWriter:
             )
         if video.features.dtype not in (np.float16, np.float32):
             raise ValueError(f"{video_id!r}: features must be float16 or float32")
-        if not np.isfinite(video.features).all():
-            raise ValueError(f"{video_id!r}: features are not finite")
+        for problem in video.problems():
+            raise ValueError(f"{video_id!r}: {problem}")
 
     def add(self, video_id: str, video: VideoFeatures) -> None:
         """Keep one video for the next commit.
 
-        Raises: ValueError if rows do not fit the identity or are not finite.
+        Raises: ValueError if it cannot be stored, as `check` does.
         """
         self.check(video_id, video)
         self._videos[video_id] = video
@@ -467,6 +561,7 @@ class FeatureWriter:
             temporary.write_bytes(self._part())
             _fsync(temporary)
             temporary.chmod(0o444)
+            _claim(self.path, self.identity)
             temporary.rename(self.path / name)
             _fsync(self.path)
         except (OSError, RuntimeError) as error:
@@ -525,19 +620,23 @@ class FeatureWriter:
 def describe_store(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a store holds: identity and totals, as plain values; no features are read."""
     store = FeatureStore(path)
-    duration_seconds, corrupt_frames, decoders = 0.0, 0, set()
-    for part_path in store.parts:
+    duration_seconds, corrupt_frames = 0.0, 0
+    decoders: set[str] = set()
+    versions: dict[str, set[str]] = {}
+    for part_path, videos in store.videos_by_part().items():
         with Part(part_path) as part:
-            duration_seconds += float(part.column("duration_seconds").sum())
-            corrupt_frames += int(part.column("corrupt_frames").sum())
-            decoders |= {name.decode() for name in part.column("decoder")}
+            duration_seconds += float(part.column("duration_seconds")[videos].sum())
+            corrupt_frames += int(part.column("corrupt_frames")[videos].sum())
+            decoders |= {name.decode() for name in part.column("decoder")[videos]}
+            for library, version in part.identity.versions.items():
+                versions.setdefault(library, set()).add(version)
     rows = sum(store.rows(video_id) for video_id in store.video_ids)
     return {
         "store": str(store.path),
         "schema_version": SCHEMA_VERSION,
         **store.identity.to_attributes(),
         "preprocessing": dict(store.identity.preprocessing),
-        "versions": dict(store.identity.versions),
+        "versions": {library: ", ".join(sorted(found)) for library, found in versions.items()},
         "parts": len(store.parts),
         "unfinished_parts": [part_path.name for part_path in unfinished_parts(store.path)],
         "videos": len(store),
@@ -569,7 +668,20 @@ def verify_store(path: str | os.PathLike[str]) -> list[str]:
                 problems += part.problems()
         except StoreError as error:
             problems.append(str(error))
-    return problems
+    return problems + _claim_problems(Path(path), identity)
+
+
+def _claim_problems(store: Path, identity: StoreIdentity | None) -> list[str]:
+    try:
+        claimed = _claimed_identity(store)
+    except StoreError as error:
+        return [str(error)]
+    differences = identity.differences(claimed) if identity and claimed else []
+    return [
+        f"{store / CLAIM}: differs from the parts in {difference}; remove it, the next run "
+        "writes it again"
+        for difference in differences
+    ]
 
 
 def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000) -> tuple[int, int]:
@@ -577,27 +689,49 @@ def compact_store(path: str | os.PathLike[str], *, rows_per_part: int = 100_000)
 
     New parts are complete before an old one goes; a crash between leaves some videos in two
     parts, which readers take once. Parts that others commit meanwhile are left as they are.
+    Rows of other library versions get parts of their own: a part tells how all its rows came to be.
 
     Returns: number of parts before and after.
     """
     store = FeatureStore(path)
-    new: list[Path | None] = []
-    with FeatureWriter(path, store.identity) as writer:
+    new = [
+        part
+        for versions, video_ids in _videos_by_versions(store)
+        for part in _write_again(store, versions, video_ids, rows_per_part)
+    ]
+    store.close()
+    try:
+        for old in store.parts:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: an old part cannot be removed ({error.strerror})") from error
+    return len(store.parts), len(new)
+
+
+def _videos_by_versions(store: FeatureStore) -> list[tuple[dict[str, str], list[str]]]:
+    """The ids, sorted, that each set of library versions made."""
+    groups: dict[str, list[str]] = {}
+    for path, videos in store.videos_by_part().items():
+        with Part(path) as part:
+            versions = json.dumps(dict(part.identity.versions), sort_keys=True)
+            groups.setdefault(versions, []).extend(part.video_ids[video] for video in videos)
+    return [(json.loads(versions), sorted(ids)) for versions, ids in groups.items() if ids]
+
+
+def _write_again(
+    store: FeatureStore, versions: dict[str, str], video_ids: list[str], rows_per_part: int
+) -> list[Path]:
+    parts: list[Path | None] = []
+    with FeatureWriter(store.path, replace(store.identity, versions=versions)) as writer:
         rows = 0
-        for video_id in store.video_ids:
+        for video_id in video_ids:
             writer.add(video_id, store[video_id])
             rows += store.rows(video_id)
             if rows >= rows_per_part:
-                new.append(writer.commit())
+                parts.append(writer.commit())
                 rows = 0
-        new.append(writer.commit())
-    store.close()
-    try:
-        for part in store.parts:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: an old part cannot be removed ({error.strerror})") from error
-    return len(store.parts), sum(part is not None for part in new)
+        parts.append(writer.commit())
+    return [part for part in parts if part is not None]
 
 
 def _fsync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from extract.store import (
     MAX_OPEN_PARTS,
     FeatureStore,
     FeatureWriter,
+    Part,
     StoreError,
     StoreIdentity,
     VideoFeatures,
@@ -207,6 +209,99 @@ def test_another_identity_is_refused_before_any_work(tmp_path: Path) -> None:
     FeatureWriter(folder, other_versions)  # versions are told, not compared
 
 
+def test_of_two_writers_that_opened_an_empty_store_the_first_to_commit_has_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "s"
+    first = FeatureWriter(folder, make_identity())
+    second = FeatureWriter(folder, make_identity(weights_sha256="cd"))
+    for writer, video_id in ((first, "a"), (second, "b"), (first, "c")):
+        writer.add(video_id, make_video(2))
+    first.commit()
+    with pytest.raises(StoreError, match=r"identity\.json: another identity .*weights_sha256"):
+        second.commit()
+    first.add("c", make_video(2))
+    first.commit()
+    assert FeatureStore(folder).video_ids == ["a", "c"]
+    assert verify_store(folder) == []
+    assert not list(folder.glob(".*"))
+
+
+RACE = """
+import os, sys, time
+sys.path[:0] = {paths!r}
+from test_store import make_identity, make_video
+from extract.store import FeatureWriter, StoreError
+if sys.argv[3] == "no-links":
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+    os.link = no_links
+for i in range(20):
+    folder = os.path.join(sys.argv[1], str(i))
+    writer = FeatureWriter(folder, make_identity(weights_sha256=sys.argv[2]))
+    writer.add(sys.argv[2], make_video(2))
+    open(os.path.join(folder, "ready-" + sys.argv[2]), "w").close()
+    while len([name for name in os.listdir(folder) if name.startswith("ready-")]) < 2:
+        pass
+    try:
+        writer.commit()
+    except StoreError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("links", ["links", "no-links"])
+def test_writers_that_race_for_a_store_leave_one_identity(tmp_path: Path, links: str) -> None:
+    script = RACE.format(paths=[str(Path(__file__).parent.parent), str(Path(__file__).parent)])
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), sha256, links])
+        for sha256 in ("ab", "cd")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for folder in tmp_path.iterdir():
+        assert len(FeatureStore(folder)) == 1
+        assert verify_store(folder) == []
+
+
+def test_a_claim_without_parts_lets_its_own_identity_go_on(tmp_path: Path) -> None:
+    """As a kill between the claim and the first part leaves it."""
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (part,) = part_paths(folder)
+    part.unlink()
+    with pytest.raises(StoreError, match=r"identity\.json.*sample_fps.*remove"):
+        FeatureWriter(folder, make_identity(sample_fps=2.0))
+    write(folder, {"b": make_video(2)})
+    assert FeatureStore(folder).video_ids == ["b"]
+
+
+def test_a_claim_that_is_damaged_or_differs_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    claim = folder / "identity.json"
+    claim.chmod(0o644)
+    claim.write_text(claim.read_text().replace('"sample_fps": 1.0', '"sample_fps": 2.0'))
+    (problem,) = verify_store(folder)
+    assert "differs from the parts in sample_fps: 1.0 against 2.0" in problem
+    claim.write_text("{")
+    (problem,) = verify_store(folder)
+    assert "not a store's identity" in problem
+    with pytest.raises(StoreError, match="remove the file"):
+        FeatureWriter(folder, make_identity())
+    assert FeatureStore(folder).video_ids == ["a"]  # readers look at parts alone
+
+
+def test_a_store_without_a_claim_gets_that_of_its_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (folder / "identity.json").unlink()
+    with pytest.raises(StoreError, match="sample_fps"):
+        FeatureWriter(folder, make_identity(sample_fps=2.0))
+    write(folder, {"b": make_video(2)})
+    assert (folder / "identity.json").exists()
+    assert FeatureStore(folder).video_ids == ["a", "b"]
+
+
 def test_parts_that_disagree_are_told_apart(tmp_path: Path) -> None:
     write(tmp_path / "a", {"a": make_video(2)})
     write(tmp_path / "b", {"b": make_video(2)}, sample_fps=2.0)
@@ -226,6 +321,34 @@ def test_no_value_that_is_not_finite_is_stored(tmp_path: Path, value: float) -> 
             writer.add("a", video)
         writer.add("b", make_video(1))
     assert FeatureStore(tmp_path / "s").video_ids == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pts_seconds": np.array([0.0, np.nan])}, "pts_seconds holds values that are not finite"),
+        ({"pts_seconds": np.array([1.0, 0.0])}, "not in order"),
+        ({"frame_index": np.array([25, 0])}, "not in order"),
+        ({"duration_seconds": np.nan}, "duration_seconds holds values that are not finite"),
+        ({"source_fps": np.inf}, "source_fps holds values that are not finite"),
+        ({"source_path": "a\0b"}, "without NUL"),
+    ],
+)
+def test_a_video_that_no_store_may_hold_is_refused(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    writer = FeatureWriter(tmp_path / "s", make_identity())
+    with pytest.raises(ValueError, match=expected):
+        writer.add("a", dataclasses.replace(make_video(2), **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("video_id", ["a\0b", "caf\udce9"])
+def test_an_id_that_cannot_be_written_costs_no_other_video(tmp_path: Path, video_id: str) -> None:
+    with FeatureWriter(tmp_path / "s", make_identity()) as writer:
+        writer.add("good", make_video(1))
+        with pytest.raises(ValueError, match="UTF-8 text without NUL"):
+            writer.add(video_id, make_video(1))
+    assert FeatureStore(tmp_path / "s").video_ids == ["good"]
 
 
 def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
@@ -274,6 +397,8 @@ def test_an_unknown_video_is_a_key_error(tmp_path: Path) -> None:
     ("damage", "expected"),
     [
         (lambda f: f["features"].__setitem__((0, 0), np.nan), "not finite"),
+        (lambda f: f["pts_seconds"].__setitem__(1, np.nan), "pts_seconds holds values"),
+        (lambda f: f["duration_seconds"].__setitem__(1, np.nan), "duration_seconds holds values"),
         (lambda f: f["video_offset"].__setitem__(1, 0), "no rows"),
         (lambda f: f["video_offset"].__setitem__(2, 4), "does not span"),
         (lambda f: f["frame_index"].__setitem__(1, -5), "not in order"),
@@ -290,6 +415,21 @@ def test_verify_names_each_kind_of_damage(tmp_path: Path, damage: object, expect
     with h5py.File(part, "r+") as file:
         damage(file)  # type: ignore[operator]
     assert any(expected in problem for problem in verify_store(folder)), verify_store(folder)
+
+
+@pytest.mark.parametrize("name", ["video_id", "features", "pts_seconds", "decoder"])
+def test_a_group_in_the_place_of_a_dataset_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2)})
+    (part,) = part_paths(folder)
+    part.chmod(0o644)
+    with h5py.File(part, "r+") as file:
+        del file[name]
+        file.create_group(name)
+    (problem,) = verify_store(folder)
+    assert f"{name} is a group, not a dataset" in problem
+    with pytest.raises(StoreError, match="is a group, not a dataset"):
+        _ = FeatureStore(folder)["a"]
 
 
 def test_a_truncated_part_is_named(tmp_path: Path) -> None:
@@ -326,7 +466,7 @@ except StoreError as error:
     assert "StoreError" in result.stdout, result.stderr
     assert "Free space" in result.stdout
     assert FeatureStore(tmp_path / "s").video_ids == ["small"]
-    assert len(list((tmp_path / "s").iterdir())) == 1
+    assert not list((tmp_path / "s").glob(".*"))
 
 
 def test_compaction_keeps_a_part_that_is_committed_meanwhile(
@@ -347,6 +487,46 @@ def test_compaction_keeps_a_part_that_is_committed_meanwhile(
     assert FeatureStore(folder).video_ids == ["a", "b"]
 
 
+COMPACT = """
+import sys
+sys.path[:0] = {paths!r}
+from extract.store import compact_store
+print("ready", flush=True)
+print("done", compact_store(sys.argv[1], rows_per_part=20), flush=True)
+"""
+
+
+def test_a_compaction_killed_at_any_moment_harms_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    videos = {f"{i:03d}": make_video(1 + i % 7, i) for i in range(24)}
+    with FeatureWriter(folder, make_identity()) as writer:
+        for video_id, video in videos.items():
+            writer.add(video_id, video)
+            writer.commit()
+    script = COMPACT.format(paths=[str(Path(__file__).parent.parent)])
+    generator = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(generator.uniform(0, 0.12))
+        process.kill()
+        done = "done" in process.communicate()[0]
+        assert verify_store(folder) == []
+        store = FeatureStore(folder)
+        assert store.video_ids == sorted(videos)
+        for video_id, video in videos.items():
+            np.testing.assert_array_equal(store[video_id].features, video.features)
+            np.testing.assert_array_equal(store[video_id].frame_index, video.frame_index)
+        if done:  # too early to be killed: again from many parts
+            compact_store(folder, rows_per_part=1)
+    assert compact_store(folder)[1] == 1
+    assert FeatureStore(folder).video_ids == sorted(videos)
+    assert verify_store(folder) == []
+
+
 def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:
     write(tmp_path / "s", {"a": make_video(2, 0), "b": make_video(3, 1)})
     facts = describe_store(tmp_path / "s")
@@ -354,6 +534,30 @@ def test_describe_counts_rows_and_gflops(tmp_path: Path) -> None:
     assert facts["gflops_total"] == pytest.approx(5 * 0.0822)
     assert facts["corrupt_frames"] == 0 + 1
     json.dumps(facts)
+
+
+def test_describe_counts_a_video_in_two_parts_once(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder, {"a": make_video(2, 1), "b": make_video(3, 2)})
+    write(folder, {"a": make_video(2, 1), "c": make_video(4, 4)})
+    facts = describe_store(folder)
+    assert (facts["videos"], facts["rows"], facts["parts"]) == (3, 2 + 3 + 4, 2)
+    assert facts["duration_seconds"] == 2 + 3 + 4
+    assert facts["corrupt_frames"] == 1 + 2 + 1  # seed % 3
+
+
+def test_compaction_keeps_what_is_known_of_each_rows_making(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    made_by = {"a": "1", "b": "2", "c": "1"}
+    for video_id, version in made_by.items():
+        write(folder, {video_id: make_video(2)}, versions={"torch": version})
+    assert compact_store(folder) == (3, 2)
+    found = {}
+    for path in part_paths(folder):
+        with Part(path) as part:
+            found |= dict.fromkeys(part.video_ids, part.identity.versions["torch"])
+    assert found == made_by
+    assert describe_store(folder)["versions"] == {"torch": "1, 2"}
 
 
 def test_a_store_of_many_parts_keeps_few_files_open(tmp_path: Path) -> None:
