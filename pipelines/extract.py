@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from extract.cli import run, run_extraction
-from extract.store import Part, part_paths
 from extract.videos import Video
 from pipelines.stamps import move_aside
 
@@ -78,28 +77,52 @@ def _extract_with_room(
     aside: Path,
 ) -> ExtractSummary:
     """Extract after `misfits` are moved to `aside`."""
-    for path in move_aside(list(misfits(videos, out, backbones, options)), out, aside):
+    for path in move_aside(misfits(videos, out, backbones, options), out, aside):
         click.echo(f"extracted again, as it fits no more; it is now {path}", err=True)
     return extract(videos, out, backbones, options)
 
 
 def misfits(
     videos: Sequence[Video], out: Path, backbones: Sequence[Backbone], options: ExtractOptions
-) -> Iterator[Path]:
+) -> list[Path]:
     """What the stores below `out` hold and this extraction would not make.
 
     A store of another identity as a whole; else its parts with rows of a video whose file has
-    another size now.
+    another size now, or that is not asked for any more and would not be in all stores: training
+    wants the same videos in both of its stores.
     """
+    from extract.store import Part, part_paths
+
     sizes = {video.id: video.path.stat().st_size for video in videos if video.path.exists()}
+    found: list[Path] = []
+    held: dict[Path, dict[Path, set[str]]] = {}  # store → part that stays → ids
     for backbone in backbones:
         wanted = backbone.identity(sample_fps=options.fps, precision=options.precision)
         store = out / backbone.spec.store_name
+        held[store] = {}
         for path in part_paths(store):
             with Part(path) as part:
                 if wanted.differences(part.identity):
-                    yield store
+                    found.append(store)
                     break
-                held = zip(part.video_ids, part.source_bytes.tolist(), strict=True)
-                if any(sizes.get(video_id, size) != size for video_id, size in held):
-                    yield path
+                rows = zip(part.video_ids, part.source_bytes.tolist(), strict=True)
+                if any(sizes.get(video_id, size) != size for video_id, size in rows):
+                    found.append(path)
+                else:
+                    held[store][path] = set(part.video_ids)
+    asked = {video.id for video in videos}
+    return found + _parts_apart(held, asked)
+
+
+def _parts_apart(held: dict[Path, dict[Path, set[str]]], asked: set[str]) -> list[Path]:
+    """Parts with a video that is not asked for and that some store lacks; taken out of `held`."""
+    apart: list[Path] = []
+    while True:
+        ids = [set().union(*parts.values()) for parts in held.values()]
+        known = asked | set.intersection(*ids)
+        more = [(s, path) for s, parts in held.items() for path, i in parts.items() if i - known]
+        if not more:
+            return apart
+        for store, path in more:
+            del held[store][path]
+            apart.append(path)

@@ -23,7 +23,6 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from extract.store import part_paths
 from extract.videos import VideoListError, find_videos
 from pipelines.datasets.listing import DataSetError
 from pipelines.importing import walk_videos
@@ -161,6 +160,8 @@ def _hash_content(path: Path, size: int, mtime_ns: int) -> str:
 
 def _hash_output(path: Path) -> str:
     """Of a store its parts count by name, of another folder all files."""
+    from extract.store import part_paths  # loads numpy: not for every command line
+
     if not path.is_dir():
         return _hash_file(path)
     parts = [part.name for part in part_paths(path)]
