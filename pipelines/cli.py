@@ -16,7 +16,7 @@ import click
 
 from extract.videos import VideoListError
 from pipelines.datasets.listing import DataSetError, Source
-from pipelines.engines.local import INTERRUPTED, SOME_VIDEOS_FAILED, Choice
+from pipelines.engines.local import INTERRUPTED, Choice
 from pipelines.experiment import Done, Engine, open_experiment, run_experiment
 from pipelines.extract import extract
 from pipelines.importing import DATASETS, Report, import_dataset
@@ -30,6 +30,7 @@ from pipelines.plan import (
     job_states,
     progress,
 )
+from pipelines.stamps import SOME_VIDEOS_FAILED
 
 if TYPE_CHECKING:
     from pipelines.live import LiveRun
@@ -110,6 +111,8 @@ def main() -> None:
 @click.option("--only", multiple=True, metavar="JOB",
               help="These jobs and what they need; * and ? stand for any text.")  # fmt: skip
 @click.option("--force", multiple=True, metavar="JOB", help="Start these over, done or not.")
+@click.option("--retry-failed", is_flag=True,
+              help="Try videos again that failed; without it their jobs are done.")  # fmt: skip
 @click.option("--keep-going", is_flag=True,
               help="After a failure, go on with the jobs that do not need that one.")  # fmt: skip
 @click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]),
@@ -121,7 +124,7 @@ def main() -> None:
 @_where_options
 def run(
     manifest: Path, settings: dict[str, str], out: Path | None,
-    only: tuple[str, ...], force: tuple[str, ...], keep_going: bool,
+    only: tuple[str, ...], force: tuple[str, ...], retry_failed: bool, keep_going: bool,
     engine: str, ray_address: str | None, jobs: int, **where: Any,
 ) -> None:  # fmt: skip
     """Run the experiment that MANIFEST says; jobs that are done are not run again.
@@ -137,7 +140,7 @@ def run(
     """
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address goes with --engine ray")
-    choice = Choice(only=only, force=force, keep_going=keep_going)
+    choice = Choice(only=only, force=force, keep_going=keep_going, retry_failed=retry_failed)
     who = Engine(engine, ray_address, jobs)
     done = run_experiment(
         manifest, settings=settings, out=out, log=_log, choice=choice, engine=who, **where

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from extract.videos import VideoListError, find_videos
 from liteeval_train.config import ConfigError, resolve_config
 from pipelines.engines.local import (
     ALL_JOBS,
     Choice,
+    Lock,
     Outcome,
     Place,
     ThisMachine,
@@ -62,7 +62,10 @@ class Done:
             )
         if self.outcome.with_failures:
             failures = self.layout.features / "failures.jsonl"
-            notes.append(f"Some videos failed and are left out; {failures} says which and why.")
+            notes.append(
+                f"Some videos failed and are left out; {failures} says which and why. "
+                "--retry-failed tries them again."
+            )
         return notes
 
     @property
@@ -106,8 +109,8 @@ def run_experiment(
     manifest, layout = open_experiment(path, settings=settings, out=out)
     use_gpus = device in ("auto", "cuda")
     with (
-        lock(layout.out) as lock_file,
-        _place(engine or Engine(), lock_file, use_gpus=use_gpus) as (place, extract_on),
+        lock(layout.out) as held,
+        _place(engine or Engine(), held, use_gpus=use_gpus) as (place, extract_on),
     ):
         jobs = plan_jobs(manifest, layout, device=device, workers=workers, engine=extract_on)
         write_text(layout.manifest, manifest.to_yaml())
@@ -117,19 +120,19 @@ def run_experiment(
 
 @contextmanager
 def _place(
-    engine: Engine, lock_file: IO[str], *, use_gpus: bool
+    engine: Engine, held: Lock, *, use_gpus: bool
 ) -> Iterator[tuple[Place, tuple[str, ...]]]:
     """Where the jobs run, and the options that send `liteeval extract` there too."""
     if engine.name == "local":
         gpus = visible_gpus() if use_gpus else []
-        yield ThisMachine(lock_file, gpus=gpus, jobs=engine.jobs), ()
+        yield ThisMachine(held, gpus=gpus, jobs=engine.jobs), ()
         return
     from pipelines.engines.ray import connected
     from pipelines.engines.ray_jobs import RayCluster
 
     with connected(engine.ray_address) as ray:
         address = ray.get_runtime_context().gcs_address
-        place = RayCluster(ray, ThisMachine(lock_file), use_gpus=use_gpus)
+        place = RayCluster(ray, ThisMachine(held), use_gpus=use_gpus)
         yield place, ("--engine", "ray", "--ray-address", address)
 
 
@@ -143,7 +146,18 @@ def open_experiment(
     manifest = load_manifest(path, settings=settings)
     require_inputs(path, manifest)
     require_configurations(path, manifest)
-    return manifest, Layout((out or Path("runs", manifest.name)).absolute())
+    return manifest, Layout(require_folder((out or Path("runs", manifest.name)).resolve()))
+
+
+def require_folder(out: Path) -> Path:
+    """The output folder, which is there or can be made.
+
+    Raises: JobError if a file is in its way.
+    """
+    file = next((path for path in (out, *out.parents) if path.is_file()), None)
+    if file:
+        raise JobError(f"{out}: not writable ({file} is a file); choose another --out")
+    return out
 
 
 def require_configurations(path: Path, manifest: Manifest) -> None:

@@ -1,19 +1,14 @@
-"""A manifest as a list of jobs, and the stamps that tell which of them are done.
+"""A manifest as a list of jobs: command lines of ours, what they read and what they make.
 
-A job is one command line of ours. Its digest is a hash over that command and the marks of what it
-reads: files, and the digests of the jobs before it. When a job ends well its stamp,
-OUT/jobs/NAME.json, is written with the digest; a job is done while its digest stays the same.
+pipelines/stamps.py tells which of them are done.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,7 +20,6 @@ COMMANDS = {
     "pipelines": "liteeval",
 }
 BY_BUDGET = frozenset({"liteeval", "liteeval-rl", "lstm", "lstm+cf", "uniform"})
-SMALL_BYTES = 1 << 20  # files up to this size are known by content, larger ones by size and time
 
 
 class JobError(Exception):
@@ -39,10 +33,11 @@ class Job:
     name: str
     argv: tuple[str, ...]  # package, then arguments: ("extract", "run", …)
     where: tuple[str, ...] = ()
-    depends_on: tuple[str, ...] = ()
-    inputs: tuple[Path, ...] = ()  # files, or folders of files
+    depends_on: tuple[str, ...] = ()  # the jobs that make its inputs
+    inputs: tuple[Path, ...] = ()  # all that it reads, apart from
+    videos: Path | None = None  # a folder or list of videos, each of which it reads
     outputs: tuple[Path, ...] = ()
-    replaces: tuple[Path, ...] = ()  # moved aside when the job starts over, as they fit no more
+    replaces: tuple[Path, ...] = ()  # what another job of this name left: moved aside first
     stdout: Path | None = None  # what the command prints is kept here
     gpus: int | None = 1  # that it runs on, where there are GPUs; None: all
 
@@ -116,8 +111,19 @@ class Layout:
     def manifest(self) -> Path:
         return self.out / "manifest.yaml"
 
+    @property
+    def old(self) -> Path:
+        """What a job had made that has started over since."""
+        return self.out / "old"
+
     def run(self, name: str) -> Path:
         return self.out / "runs" / name
+
+    def model(self, run: str) -> Path:
+        return self.run(run) / "best.safetensors"
+
+    def evaluation(self, run: str, split: str) -> Path:
+        return self.run(run) / f"evaluate_{split}.json"
 
     def stamp(self, job: str) -> Path:
         return self.out / "jobs" / f"{job}.json"
@@ -129,11 +135,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What extraction and training read, and the job that makes it, if one does."""
+    """What extraction and training read."""
 
-    videos: Path
+    videos: Path  # a folder or list
     labels: Path
-    made_by: tuple[str, ...] = ()
+    files: Path  # the folder or list of the video files themselves
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """Those that are files by themselves."""
+        return (self.labels,) if self.videos == self.files else (self.videos, self.labels)
 
 
 def plan_jobs(
@@ -144,7 +155,7 @@ def plan_jobs(
     workers: int | None = None,
     engine: tuple[str, ...] = (),
 ) -> list[Job]:
-    """The manifest's jobs, each after those it depends on.
+    """The manifest's jobs, each after those that make what it reads.
 
     Args:
         engine: options of `liteeval extract` that say who extracts.
@@ -159,13 +170,24 @@ def plan_jobs(
     jobs.append(extract)
     for run in manifest.all_runs:
         jobs.append(_fit_job(run, manifest, layout, inputs.labels, device=device))
+        features = jobs[-1].inputs
         jobs += [
-            _evaluate_job(run, layout, split, device=device) for split in manifest.evaluation.splits
+            _evaluate_job(run, layout, split, features, device=device)
+            for split in manifest.evaluation.splits
         ]
         if manifest.evaluation.budgets and run.method in BY_BUDGET:
-            jobs.append(_budgets_job(run, manifest, layout, device=device))
+            jobs.append(_budgets_job(run, manifest, layout, features, device=device))
     jobs += _report_jobs(manifest, layout, inputs.videos, device=device)
-    return [*jobs, _page_job(layout, [job.name for job in jobs])]
+    return _in_order([*jobs, _page_job(layout, jobs)])
+
+
+def _in_order(jobs: Sequence[Job]) -> list[Job]:
+    """The same jobs, each with the names of those that make its inputs."""
+    maker = {path: job.name for job in jobs for path in job.outputs}
+    return [
+        replace(job, depends_on=tuple(dict.fromkeys(maker[p] for p in job.inputs if p in maker)))
+        for job in jobs
+    ]
 
 
 def _report_jobs(manifest: Manifest, layout: Layout, videos: Path, *, device: str) -> list[Job]:
@@ -190,14 +212,16 @@ def _report_jobs(manifest: Manifest, layout: Layout, videos: Path, *, device: st
 def _data_jobs(data: Data, layout: Layout) -> tuple[list[Job], _Inputs]:
     """The job that makes or finds the videos, if there is one, and what the next ones read."""
     if data.synthetic:
-        inputs = _Inputs(layout.clips, layout.clips / "labels.csv", made_by=("clips",))
+        clips = layout.clips
+        inputs = _Inputs(clips, clips / "labels.csv", files=clips)
         return [_clips_job(data.synthetic, layout)], inputs
     assert data.videos is not None, "Data has one source"
     if data.importer:
         videos, labels = layout.data / "videos.csv", layout.data / "labels.csv"
-        return [_import_job(data, layout)], _Inputs(videos, labels, made_by=("import",))
+        inputs = _Inputs(videos, labels, files=data.videos)
+        return [_import_job(data, layout)], inputs
     assert data.labels is not None, "Data has one source"
-    return [], _Inputs(data.videos, data.labels)
+    return [], _Inputs(data.videos, data.labels, files=data.videos)
 
 
 def _import_job(data: Data, layout: Layout) -> Job:
@@ -211,7 +235,8 @@ def _import_job(data: Data, layout: Layout) -> Job:
             *("--fold", str(data.fold), "--val-share", f"{data.val_share:g}"),
             *("--out", str(layout.data)),
         ),
-        inputs=(data.videos, *files) if data.videos else files,
+        inputs=files,
+        videos=data.videos,
         outputs=(layout.data / "labels.csv", layout.data / "videos.csv"),
     )
 
@@ -253,10 +278,10 @@ def _finetune_job(
             *("--resume", "--device", device),
             *(() if workers is None else ("--workers", str(workers))),
         ),
-        depends_on=inputs.made_by,
-        inputs=(inputs.videos, inputs.labels, *((weights,) if isinstance(weights, Path) else ())),
+        inputs=(*inputs.tables, *((weights,) if isinstance(weights, Path) else ())),
+        videos=inputs.files,
         outputs=(checkpoint,),
-        replaces=(checkpoint.parent, layout.features),
+        replaces=(checkpoint.parent,),
     )
 
 
@@ -276,8 +301,7 @@ def _extract_job(
         for role, backbone in manifest.backbones.by_role.items()
     }
     options += [f"--weights={name}={w}" for name, w in weights.items() if w != "published"]
-    finetuned = [role for role, b in manifest.backbones.by_role.items() if b.finetune]
-    files = (b.weights for b in backbones if isinstance(b.weights, Path) and not b.finetune)
+    files = [path for path in weights.values() if isinstance(path, Path)]
     return Job(
         name="extract",
         argv=(
@@ -286,11 +310,11 @@ def _extract_job(
         ),
         where=(
             *engine,
-            *("--device", device),
+            *("--aside", str(layout.old), "--device", device),
             *(() if workers is None else ("--workers", str(workers))),
         ),
-        depends_on=(*inputs.made_by, *(f"finetune-{role}" for role in finetuned)),
-        inputs=(inputs.videos, inputs.labels, *files),
+        inputs=(*inputs.tables, *files),
+        videos=inputs.files,
         outputs=tuple(_store(layout, backbone) for backbone in backbones),
         gpus=None,
     )
@@ -302,36 +326,41 @@ def _store(layout: Layout, backbone: Backbone) -> Path:
 
 def _fit_job(run: Run, manifest: Manifest, layout: Layout, labels: Path, *, device: str) -> Job:
     coarse, fine = manifest.backbones.coarse, manifest.backbones.by_role[run.fine]
+    stores = (_store(layout, coarse), _store(layout, fine))
+    head = layout.finetuned(run.fine)
     return Job(
         name=f"fit-{run.name}",
         argv=(
-            *("liteeval_train", "fit", "--coarse", str(_store(layout, coarse))),
-            *("--fine", str(_store(layout, fine)), "--labels", str(labels)),
+            *("liteeval_train", "fit", "--coarse", str(stores[0]), "--fine", str(stores[1])),
+            *("--labels", str(labels)),
             *("--out", str(layout.run(run.name)), "--method", run.method),
             *(("--preset", run.preset) if run.preset else ()),
             *(f"--set={setting}" for setting in run.settings),
-            *((f"--set=head={layout.finetuned(run.fine)}",) if run.own_head else ()),
+            *((f"--set=head={head}",) if run.own_head else ()),
         ),
         where=("--resume", "--ignore-unlabelled", "--device", device),
-        depends_on=("extract",),
-        inputs=(labels,),
-        outputs=(layout.run(run.name) / "best.safetensors",),
+        inputs=(*stores, labels, *((head,) if run.own_head else ())),
+        outputs=(layout.model(run.name),),
         replaces=(layout.run(run.name),),
         gpus=run.gpus,
     )
 
 
-def _evaluate_job(run: Run, layout: Layout, split: str, *, device: str) -> Job:
+def _evaluate_job(
+    run: Run, layout: Layout, split: str, features: tuple[Path, ...], *, device: str
+) -> Job:
     return Job(
         name=f"evaluate-{split}-{run.name}",
         argv=("liteeval_train", "evaluate", str(layout.run(run.name)), "--split", split),
         where=("--device", device),
-        depends_on=(f"fit-{run.name}",),
-        outputs=(layout.run(run.name) / f"evaluate_{split}.json",),
+        inputs=(layout.model(run.name), *features),
+        outputs=(layout.evaluation(run.name, split),),
     )
 
 
-def _budgets_job(run: Run, manifest: Manifest, layout: Layout, *, device: str) -> Job:
+def _budgets_job(
+    run: Run, manifest: Manifest, layout: Layout, features: tuple[Path, ...], *, device: str
+) -> Job:
     budgets, split = str(manifest.evaluation.budgets), manifest.evaluation.split
     return Job(
         name=f"budgets-{run.name}",
@@ -340,7 +369,7 @@ def _budgets_job(run: Run, manifest: Manifest, layout: Layout, *, device: str) -
             *("--budgets", budgets, "--json"),
         ),
         where=("--device", device),
-        depends_on=(f"fit-{run.name}",),
+        inputs=(layout.model(run.name), *features),
         outputs=(layout.budgets(run.name),),
         stdout=layout.budgets(run.name),
     )
@@ -350,7 +379,7 @@ def _table_job(name: str, runs: list[str], split: str, layout: Layout, path: Pat
     return Job(
         name=name,
         argv=("pipelines", "table", *(str(layout.run(run)) for run in runs), "--split", split),
-        depends_on=tuple(f"evaluate-{split}-{run}" for run in runs),
+        inputs=tuple(layout.evaluation(run, split) for run in runs),
         outputs=(path,),
         stdout=path,
     )
@@ -364,7 +393,7 @@ def _figures_job(runs: list[str], split: str, layout: Layout, *, device: str) ->
             *("--out", str(layout.figures), "--split", split),
         ),
         where=("--device", device),
-        depends_on=tuple(f"evaluate-{split}-{run}" for run in runs),
+        inputs=tuple(layout.evaluation(run, split) for run in runs),
         outputs=(layout.figures,),
     )
 
@@ -377,41 +406,18 @@ def _filmstrip_job(run: str, manifest: Manifest, layout: Layout, videos: Path) -
             *("--out", str(layout.filmstrip), "--split", manifest.evaluation.split),
             *("--count", str(manifest.report.filmstrip_videos)),
         ),
-        depends_on=(f"evaluate-{manifest.evaluation.split}-{run}",),
+        inputs=(layout.evaluation(run, manifest.evaluation.split),),
         outputs=(layout.filmstrip,),
     )
 
 
-def _page_job(layout: Layout, before: list[str]) -> Job:
+def _page_job(layout: Layout, before: Sequence[Job]) -> Job:
     return Job(
         name="report",
         argv=("pipelines", "report", str(layout.manifest), "--out", str(layout.report)),
-        depends_on=tuple(before),
-        inputs=(layout.manifest,),
+        inputs=(layout.manifest, *(path for job in before for path in job.outputs)),
         outputs=(layout.report,),
     )
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What is known of a job's last start: its digest, and how it ended."""
-
-    digest: str
-    exit_code: int | None  # None: started, not ended
-    seconds: float = 0.0
-    command: str = ""
-    utc: str = ""
-
-    @classmethod
-    def read(cls, path: Path) -> Stamp | None:
-        """None if there is none, or none that can be understood: then the job runs again."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -428,68 +434,6 @@ def write_text(path: Path, text: str) -> None:
         raise JobError(
             f"{path}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-
-
-def digest(job: Job, done: Mapping[str, str]) -> str:
-    """Hash over the command and the marks of all that it reads.
-
-    Args:
-        done: digests of the jobs that it depends on, by name.
-    """
-    content = {
-        "argv": job.argv,
-        "jobs": {name: done[name] for name in job.depends_on},
-        "inputs": {str(path): _mark(path) for path in job.inputs},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _mark(path: Path) -> str:
-    """A text that changes when the file, or a file in the folder, does."""
-    if path.is_dir():
-        files = sorted(_files_under(path))
-        return hashlib.sha256("\n".join(f"{f}\t{_mark(f)}" for f in files).encode()).hexdigest()
-    try:
-        status = path.stat()
-        if status.st_size <= SMALL_BYTES and path.suffix in {".csv", ".json", ".yaml"}:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-    return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
-
-
-def _files_under(folder: Path) -> Iterable[Path]:
-    for parent, _, names in os.walk(folder, followlinks=True):
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def is_done(job: Job, layout: Layout, wanted: str) -> bool:
-    """Whether it ended well with this digest, left its outputs, and no job before it ran since."""
-    stamp = Stamp.read(layout.stamp(job.name))
-    if stamp is None or stamp.digest != wanted or stamp.exit_code not in (0, 3):
-        return False
-    before = (Stamp.read(layout.stamp(name)) for name in job.depends_on)
-    return all(path.exists() for path in job.outputs) and all(
-        other is not None and other.utc <= stamp.utc for other in before
-    )
-
-
-def set_aside(job: Job, layout: Layout, wanted: str, *, forced: bool = False) -> list[Path]:
-    """Move what an earlier, different job of this name left to OUT/old; returns where to.
-
-    Args:
-        forced: the job is to start from nothing, different or not.
-    """
-    stamp = Stamp.read(layout.stamp(job.name))
-    if not forced and (stamp is None or stamp.digest == wanted):
-        return []
-    folder = layout.out / "old" / datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-    moved = []
-    for path in filter(Path.exists, (job.replaces or job.outputs) if forced else job.replaces):
-        folder.mkdir(parents=True, exist_ok=True)
-        path.rename(folder / path.name)
-        moved.append(folder / path.name)
-    return moved
 
 
 def select_jobs(jobs: Sequence[Job], patterns: Sequence[str]) -> frozenset[str]:

@@ -46,7 +46,10 @@ class ManifestError(Exception):
 
 
 class CommandLineText(str):
-    """A value that begins with a variable from the command line: as a path, relative to the cwd."""
+    """A value that begins with a variable from the command line: as a path, relative to the cwd.
+
+    Where it goes decides whether it is read as a number: a folder may be called 2024.
+    """
 
 
 def _resolve_path(value: object, info: ValidationInfo) -> object:
@@ -61,15 +64,25 @@ def _resolve_weights(value: object, info: ValidationInfo) -> object:
 
 
 def _require_scalar(value: object) -> object:
+    if isinstance(value, CommandLineText):
+        return _scalar(value)
     if not isinstance(value, (str, int, float, bool)):
         raise ValueError(f"expected a text, a number, true or false, found {value!r}")
     return value
 
 
+def _as_folder_name(value: object) -> object:
+    """timm:resnet18 → timm-resnet18, as stores are named."""
+    return value.replace(":", "-") if isinstance(value, str) else value
+
+
 ManifestPath = Annotated[Path, BeforeValidator(_resolve_path)]
 Weights = Annotated[Literal["published", "random"] | Path, BeforeValidator(_resolve_weights)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+RunName = Annotated[Name, BeforeValidator(_as_folder_name)]
+RunPattern = Annotated[str, BeforeValidator(_as_folder_name)]  # * and ? stand for any text
 Option = Annotated[str | int | float | bool, BeforeValidator(_require_scalar)]
+BACKBONES = ("mobilenet_v2", "resnet101", "dpn107", "slowfast_r50")  # beside timm:NAME
 Importer = Literal["activitynet", "fcvid", "kinetics", "breakfast", "folders", "table"]
 Split = Literal["train", "val", "test"]
 
@@ -156,6 +169,13 @@ class Backbone(Section):
     weights: Weights = "published"  # published, random (seeded), or a file
     finetune: Finetune | None = None  # from these weights
 
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in BACKBONES and not name.startswith("timm:"):
+            raise ValueError(_unknown("backbone", name, (*BACKBONES, "timm:NAME")))
+        return name
+
     @property
     def option(self) -> str:
         """As liteeval-extract takes it: mobilenet_v2@112."""
@@ -196,7 +216,7 @@ class Run(Section):
     """One model to train: a method, a preset, and what differs from it."""
 
     method: str = "liteeval"
-    name: Name = ""  # the folder's name; by default the method, + as -
+    name: RunName = ""  # the folder's name; by default the method, + as -
     preset: str | None = None
     seed: int = Field(0, ge=0)
     gpus: int = Field(default=1, ge=1)  # of one machine, that train it together
@@ -280,10 +300,10 @@ class Evaluation(Section):
 
 
 class Report(Section):
-    filmstrip: str | None = None  # the run whose gate is pictured
+    filmstrip: RunPattern | None = None  # the run whose gate is pictured; no pattern
     filmstrip_videos: int = Field(default=6, ge=1)
-    figures: tuple[str, ...] = ()  # the runs of the paper's figures; * and ? stand for any text
-    tables: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+    figures: tuple[RunPattern, ...] = ()  # the runs of the paper's figures
+    tables: dict[Name, Annotated[tuple[RunPattern, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )  # tables of some runs, beside the one of all
 
@@ -392,29 +412,43 @@ def load_manifest(path: Path, *, settings: Mapping[str, str] | None = None) -> M
     content = _read_yaml(path)
     if not isinstance(content, dict):
         raise ManifestError(f"{path}: expected a mapping with name, data, backbones and runs")
-    variables = _variables(path, content.pop("variables", None), settings or {})
+    variables = _declare_variables(path, content.pop("variables", None), settings or {})
     try:
         filled = _fill(content, variables)
         return Manifest.model_validate(filled, context={"folder": path.resolve().parent})
-    except _UnknownVariable as error:
+    except _VariableFault as error:
         raise ManifestError(f"{path}: {error}") from error
     except ValidationError as error:
         raise ManifestError("\n".join(_describe(path, error))) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent loss of the first."""
+    """YAML without surprises: no key twice, no alias within what it refers to, dates are text."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node in self.recursive_objects:
+            raise _yaml_error("an alias stands within what it refers to", node)
+        return super().construct_object(node, deep=True)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _yaml_error("expected a text as key", key_node)
+            if key_node.value in seen:
+                raise _yaml_error(f"the key {key_node.value!r} stands twice", key_node)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _yaml_error(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -429,38 +463,62 @@ def _read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ManifestError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+    except ValueError as error:  # a number that YAML's own pattern takes and Python does not
+        raise ManifestError(f"{path}: {error}") from error
 
 
-class _UnknownVariable(Exception):
-    """A ${name} that the manifest does not declare."""
+class _VariableFault(Exception):
+    """A ${name} that the manifest does not declare, or that stands within its own value."""
 
 
-def _variables(path: Path, declared: object, settings: Mapping[str, str]) -> dict[str, Any]:
+class _Variables:
+    """Values by name; a value may hold other variables."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._being_filled: list[str] = []
+
+    def __getitem__(self, name: str) -> Any:
+        """Raises: _VariableFault if there is none, or it stands within its own value."""
+        if name not in self._values:
+            raise _VariableFault(f"${{{name}}}: {_unknown('variable', name, self._values)}")
+        value, above = self._values[name], self._being_filled
+        if name in above:
+            raise _VariableFault(f"variables: a cycle: {' → '.join([*above, name])}")
+        if isinstance(value, CommandLineText):
+            return value
+        above.append(name)
+        try:
+            return _fill(value, self)
+        finally:
+            above.pop()
+
+
+def _declare_variables(path: Path, declared: object, settings: Mapping[str, str]) -> _Variables:
     """Defaults of the manifest, overlaid with the command line's values."""
     if not isinstance(declared or {}, dict):
         raise ManifestError(f"{path}: variables: expected a mapping from names to defaults")
-    variables: dict[str, Any] = dict(declared or {})  # type: ignore[call-overload]
+    values: dict[str, Any] = dict(declared or {})  # type: ignore[call-overload]
     for name, text in settings.items():
-        if name not in variables:
-            raise ManifestError(f"{path}: --set {name}: {_unknown('variable', name, variables)}")
-        value = _scalar(text)
-        variables[name] = CommandLineText(value) if isinstance(value, str) else value
-    missing = [f"--set {name}=VALUE" for name, value in variables.items() if value is None]
+        if name not in values:
+            raise ManifestError(f"{path}: --set {name}: {_unknown('variable', name, values)}")
+        values[name] = CommandLineText(text)
+    missing = [f"--set {name}=VALUE" for name, value in values.items() if value is None]
     if missing:
         raise ManifestError(f"{path}: has no default for some variables; give {' '.join(missing)}")
-    return variables
+    return _Variables(values)
 
 
 def _scalar(text: str) -> Any:
     """A number or a truth value where the text is one as YAML reads it; else the text itself."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, (bool, int, float)) else text
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return str(text)
+    return value if isinstance(value, (bool, int, float)) else str(text)
 
 
-def _fill(value: Any, variables: Mapping[str, Any]) -> Any:
+def _fill(value: Any, variables: _Variables) -> Any:
     """Replace ${name} in every text; a text that is one variable takes that variable's type."""
     if isinstance(value, dict):
         return {key: _fill(item, variables) for key, item in value.items()}
@@ -469,22 +527,16 @@ def _fill(value: Any, variables: Mapping[str, Any]) -> Any:
     if not isinstance(value, str):
         return value
     if whole := VARIABLE.fullmatch(value):
-        return _lookup(whole[1], variables)
-    filled = VARIABLE.sub(lambda match: str(_lookup(match[1], variables)), value)
+        return variables[whole[1]]
+    filled = VARIABLE.sub(lambda match: str(variables[match[1]]), value)
     first = VARIABLE.match(value)
     from_command_line = first and isinstance(variables[first[1]], CommandLineText)
     return CommandLineText(filled) if from_command_line else filled
 
 
-def _lookup(name: str, variables: Mapping[str, Any]) -> Any:
-    if name not in variables:
-        raise _UnknownVariable(f"${{{name}}}: {_unknown('variable', name, variables)}")
-    return variables[name]
-
-
 def _unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """`unknown key 'metod'; did you mean 'method'?`, or all the valid names."""
-    names = list(valid)
+    names = [str(name) for name in valid]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names) or 'none'}"
     return f"unknown {kind} {name!r}; {hint}"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.engines.local import SOME_VIDEOS_FAILED
-from pipelines.jobs import Job, Layout, Stamp, digest, is_done
+from pipelines.jobs import Job, Layout
 from pipelines.manifest import Backbone, Manifest
+from pipelines.stamps import SOME_VIDEOS_FAILED, Stamp, digest, is_done
 
 PROBED_VIDEOS = 5
 ASSUMED_GFLOPS_PER_SECOND = 1000.0
@@ -56,12 +56,11 @@ class Estimate:
 
 
 def job_states(jobs: Sequence[Job], layout: Layout) -> list[JobState]:
-    """How each job stands: done, to do, or stale as its command or an input has changed."""
+    """How each job stands: done, to do, or stale as its command or what it reads has changed."""
     busy = is_locked(layout.out)
-    digests: dict[str, str] = {}
     states: dict[str, JobState] = {}
     for job in jobs:
-        wanted = digests[job.name] = digest(job, digests)
+        wanted = digest(job, layout)
         stamp = Stamp.read(layout.stamp(job.name))
         waits = [name for name in job.depends_on if states[name].state != "done"]
         state, why = _judge(job, layout, wanted, stamp, waits, busy=busy)
@@ -85,15 +84,15 @@ def _judge(
         return "to do", f"after {waits[0]}" if waits else ""
     if stamp.exit_code is None and stamp.digest == wanted:
         return ("running", "") if busy else ("interrupted", "goes on where it stopped")
-    if stamp.exit_code not in (None, 0, SOME_VIDEOS_FAILED) and stamp.digest == wanted:
+    if stamp.exit_code is not None and not stamp.ended_well and stamp.digest == wanted:
         return "failed", f"exit code {stamp.exit_code}; the next run tries it again"
     if waits:
         return "stale", f"after {waits[0]}"
     if is_done(job, layout, wanted):
         return "done", ""
     if stamp.digest != wanted:
-        return "stale", "its command or an input has changed"
-    return "stale", "an output is gone, or what it reads was made anew"
+        return "stale", "its command or something that it reads has changed"
+    return "stale", "what it made is gone"
 
 
 def is_locked(folder: Path) -> bool:
@@ -101,7 +100,7 @@ def is_locked(folder: Path) -> bool:
     try:
         with (folder / ".lock").open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
     except BlockingIOError:
         return True

@@ -32,9 +32,10 @@ from liteeval_train.figures import Curve, Filmstrip, curves_svg, style_of
 from liteeval_train.layouts import Compared, group_runs
 from liteeval_train.paper import EXTENSION, GFLOPS_PER_ROW
 from liteeval_train.run_files import RunError, RunFiles, StoreInfo
-from pipelines.jobs import Layout, Stamp, write_text
+from pipelines.jobs import Layout, write_text
 from pipelines.manifest import Manifest, load_manifest
 from pipelines.report import ReportError, choose_results, make_filmstrip, read_results
+from pipelines.stamps import Stamp
 
 GATED = ("liteeval", "liteeval-rl")
 MOST_CURVES = 8  # in a figure

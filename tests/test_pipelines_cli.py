@@ -92,9 +92,13 @@ def test_a_manifest_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(manifest: Path) -> None:
     (manifest.parent / "videos" / "a.mp4").write_bytes(b"not decoded in this test")
-    result = liteeval("run", manifest, "--out", manifest / "out")
-    assert result.exit_code == 1
-    assert "not writable (Not a directory); choose another --out" in result.stderr
+    for command in ("run", "plan", "status"):
+        for out in (manifest, manifest / "out"):
+            result = liteeval(command, manifest, "--out", out)
+            assert result.exit_code == 1
+            assert f"{out}: not writable ({manifest} is a file); choose another --out" in (
+                result.stderr
+            )
 
 
 def test_a_filmstrip_of_no_run_says_what_to_do(tmp_path: Path) -> None:

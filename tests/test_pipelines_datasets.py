@@ -171,6 +171,19 @@ def test_kinetics_names_clips_by_their_times(make: Callable[..., Path]) -> None:
     assert report.splits == {"train": 2, "val": 1, "test": 0}
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        '"label","youtube_id","time_start","time_end","split"',
+        "label, youtube_id , time_start, time_end, split",
+    ],
+)
+def test_kinetics_headers_may_be_quoted_or_padded(make: Callable[..., Path], header: str) -> None:
+    lines = f'{header}\n"dancing", "aaaaaaaaaaa", 1, 11, "train"\n'
+    report = run("kinetics", make("aaaaaaaaaaa_000001_000011.mp4", train__csv=lines), "train.csv")
+    assert (report.listed, report.found) == (1, 1)
+
+
 def test_kinetics_test_file_without_labels_or_split_is_told_by_its_name(
     make: Callable[..., Path],
 ) -> None:
@@ -246,6 +259,29 @@ def test_a_folder_for_each_class(make: Callable[..., Path]) -> None:
         "val/dog/c": ("dog", "val"),
         "Test/cat/d": ("cat", "test"),
     }
+
+
+def test_a_folder_beside_those_of_splits_is_refused(make: Callable[..., Path]) -> None:
+    folder = make("train/dog/a.mp4", "Val/dog/b.mp4", "extras/x/c.mp4")
+    with pytest.raises(DataSetError, match="Val, train are splits, and extras is none; expected"):
+        run("folders", folder)
+
+
+def test_a_folder_that_cannot_be_read_is_no_folder_of_missing_videos(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads all folders; the system's answer to others is given in its place."""
+    folder = make("dog/a.mp4", "cat/b.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataSetError, match=r"videos/cat: cannot be read \(Permission denied\)"):
+        run("folders", folder)
 
 
 def test_tables_join_rows_and_tell_what_stands_twice(make: Callable[..., Path]) -> None:
@@ -330,6 +366,7 @@ def test_who_is_held_out_does_not_depend_on_who_else_is_there() -> None:
         ("Mr. Bean no. 1", "Mr. Bean no. 1"),
         ("clip.12", "clip.12"),
         ("x.y.mkv", "x.y"),
+        ("c.d", "c.d"),
     ],
 )
 def test_suffixes_are_taken_off_and_dots_in_names_kept(path: str, expected: str) -> None:
@@ -346,6 +383,8 @@ def test_suffixes_are_taken_off_and_dots_in_names_kept(path: str, expected: str)
         ("fcvid", "name 3 4\n", "its name does not tell which split"),
         ("kinetics", "label,youtube_id,time_start,time_end,split\nx,y,a,2,train\n", ":2: expected"),
         ("kinetics", "label,youtube_id,time_start,time_end,split\nx,y\n", ":2: expected 5 cells"),
+        ("kinetics", "label,youtube_id,time_start,time_end\nx,y,inf,2\n", ":2: expected times"),
+        ("table", f"video_id,label\na,{131073 * 'x'}\n", ":2: cannot be read as CSV (field larger"),
         ("table", "video,label\na,b\n", ":2: expected video_id"),
         ("table", "video_id,label\na,\n", ":2: expected a label"),
         ("table", "video_id,label\nb,x\n", "none of the 1 listed videos"),

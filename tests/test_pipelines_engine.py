@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +16,24 @@ from pathlib import Path
 import pytest
 
 from pipelines import jobs as jobs_module
-from pipelines.engines.local import ALL_JOBS, Choice, ThisMachine, lock, run_jobs, visible_gpus
-from pipelines.jobs import Job, JobError, Layout, Stamp
+from pipelines.engines.local import (
+    ALL_JOBS,
+    Choice,
+    Lock,
+    ThisMachine,
+    lock,
+    run_jobs,
+    visible_gpus,
+)
+from pipelines.jobs import Job, JobError, Layout
 from pipelines.plan import job_states
+from pipelines.stamps import Stamp
 
 TOOL = """\
 import os, signal, sys, time
 from pathlib import Path
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as all our commands do
 action, path = sys.argv[1], Path(sys.argv[2])
 with path.open("a") as file:
     print(action, file=file)
@@ -50,7 +62,7 @@ if action == "slow":  # until the engine knows that "fail" has failed
 sys.exit({"fail": 1, "misuse": 2, "some": 3}.get(action, 0))
 """
 RUNNER = """\
-import sys
+import signal, sys
 from pathlib import Path
 from pipelines.engines.local import ThisMachine, lock, run_jobs
 from pipelines.jobs import COMMANDS, Job, Layout
@@ -60,6 +72,7 @@ layout = Layout(Path(sys.argv[1]))
 count = int(sys.argv[2])
 sleep = ("tool", "sleep", str(layout.out / "diary"))
 jobs = [Job("sleep" if i == 0 else f"sleep-{i}", sleep) for i in range(count)]
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 with lock(layout.out) as lock_file:
     try:
         run_jobs(jobs, layout, place=ThisMachine(lock_file, jobs=count), log=print)
@@ -163,16 +176,20 @@ def test_only_runs_the_jobs_named_and_what_they_need(layout: Layout) -> None:
     assert diary(layout) == ["first", "second", "third"]
 
 
-def test_a_forced_job_runs_again_and_so_does_what_needs_it(layout: Layout) -> None:
+def test_a_forced_job_starts_over_and_what_reads_the_same_from_it_stays_done(
+    layout: Layout,
+) -> None:
+    made = (layout.out / "diary",)
     jobs = (
-        tool(layout, "first"),
-        tool(layout, "second", after=("first",)),
-        tool(layout, "third"),
+        dataclasses.replace(tool(layout, "first"), outputs=made),
+        dataclasses.replace(tool(layout, "second", after=("first",)), inputs=made),
     )
     run(layout, *jobs)
-    assert run(layout, *jobs, choice=Choice(force=("first",))) == (2, ())
-    assert diary(layout) == ["first", "second", "third", "first", "second"]
+    assert run(layout, *jobs, choice=Choice(force=("first",))) == (1, ())
+    assert diary(layout) == ["first"]  # a new diary: the old one was moved away
     assert run(layout, *jobs) == (0, ())
+    longer = dataclasses.replace(jobs[0], argv=("tool", "longer", str(made[0])))
+    assert run(layout, longer, jobs[1]) == (2, ())
 
 
 def test_status_tells_what_runs_now_and_what_was_interrupted(
@@ -208,6 +225,13 @@ def test_a_job_some_of_whose_videos_failed_is_done_and_stays_known_as_such(
     assert run(layout, *jobs) == (0, ("some",))
 
 
+def test_videos_that_failed_are_tried_again_when_the_user_asks_for_it(layout: Layout) -> None:
+    jobs = tool(layout, "some"), tool(layout, "next", after=("some",))
+    run(layout, *jobs)
+    assert run(layout, *jobs, choice=Choice(retry_failed=True)) == (1, ("some",))
+    assert diary(layout) == ["some", "next", "some"]
+
+
 def test_a_job_without_its_output_is_a_failure(layout: Layout) -> None:
     job = Job("first", ("tool", "first", str(layout.out / "diary")), outputs=(layout.out / "x",))
     with pytest.raises(JobError, match=r"ended well, but .*/x is not there"):
@@ -226,15 +250,29 @@ def test_what_a_job_prints_is_kept_only_if_it_ends_well(layout: Layout) -> None:
     assert table.read_text() == "printed by good\n"
 
 
+@pytest.mark.parametrize("sleeper", [1], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_reaches_the_job_once_and_is_waited_for(
-    layout: Layout, sleeper: subprocess.Popen[bytes]
+    layout: Layout, sleeper: subprocess.Popen[bytes], number: signal.Signals
 ) -> None:
-    sleeper.send_signal(signal.SIGINT)
+    sleeper.send_signal(number)
     assert sleeper.wait(timeout=20) == 130
     assert diary(layout) == ["sleep", "saved"]
     stamp = Stamp.read(layout.stamp("sleep"))
     assert stamp is not None
     assert stamp.exit_code is None
+
+
+def test_a_run_that_a_script_started_in_the_background_ends_its_jobs_too(layout: Layout) -> None:
+    """A shell without job control has SIGINT ignored by what it starts with &."""
+    runner = layout.out.parent / "path" / "runner.py"
+    runner.write_text(RUNNER)
+    line = f"{sys.executable} {runner} {layout.out} 1 & echo $! > {layout.out}.pid; wait"
+    shell = subprocess.Popen(["sh", "-c", line])
+    wait_until(lambda: diary(layout) == ["sleep"])
+    os.kill(int(Path(f"{layout.out}.pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: diary(layout) == ["sleep", "saved"])
+    shell.wait(timeout=20)
 
 
 @pytest.mark.parametrize("sleeper", [2], indirect=True)
@@ -314,9 +352,9 @@ def test_a_killed_run_holds_its_folder_as_long_as_its_job_lives_and_no_longer(
 ) -> None:
     sleeper.kill()
     sleeper.wait()
-    with pytest.raises(JobError, match="in use"):
-        run(layout, tool(layout, "next"))
     (job,) = [pid for pid in _processes() if str(layout.out / "diary") in _command(pid)]
+    with pytest.raises(JobError, match=rf"in use by sleep \(process {job}\), left by a run that"):
+        run(layout, tool(layout, "next"))
     os.kill(job, signal.SIGKILL)
     wait_until(lambda: _is_free(layout))
     assert run(layout, tool(layout, "next")) == (1, ())
@@ -348,3 +386,19 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         lock(tmp_path / "file" / "out"),
     ):
         pass
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """`status` and `plan` take it, to see whether a run holds it."""
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(other, fcntl.LOCK_UN)).start()
+        with lock(tmp_path):
+            pass
+
+
+def test_the_lock_of_a_full_disk_is_taken_all_the_same(tmp_path: Path) -> None:
+    """/dev/full takes no byte; who holds the lock is then not told."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        Lock(full).name_holder(1, "job")

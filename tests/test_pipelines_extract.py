@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,8 +16,18 @@ import psutil
 import pytest
 
 from extract.cli import run
-from extract.store import FeatureStore, StoreError, verify_store
+from extract.run import ExtractOptions
+from extract.store import (
+    FeatureStore,
+    FeatureWriter,
+    StoreError,
+    StoreIdentity,
+    VideoFeatures,
+    verify_store,
+)
+from extract.videos import Video, find_videos
 from pipelines.clips import render_clips
+from pipelines.extract import misfits
 
 ROOT = Path(__file__).parent.parent
 STORE = "mobilenet_v2_64"
@@ -135,3 +146,56 @@ def stored(store: Path) -> int:
         return len(FeatureStore(store))
     except StoreError:
         return 0
+
+
+@dataclasses.dataclass
+class Spec:
+    store_name: str
+
+
+class FakeBackbone:
+    """What `misfits` asks of a backbone."""
+
+    def __init__(self, name: str, weights: str = "w") -> None:
+        self.spec, self._weights = Spec(name), weights
+
+    def identity(self, *, sample_fps: float, precision: str) -> StoreIdentity:
+        return StoreIdentity(
+            self.spec.store_name, 1, self._weights, "", {}, sample_fps, 1, 0, "", 0
+        )
+
+
+def fill(out: Path, backbone: FakeBackbone, *parts: list[Video]) -> list[Path]:
+    """Store a row of each video; the paths of the parts."""
+    writer = FeatureWriter(
+        out / backbone.spec.store_name, backbone.identity(sample_fps=1.0, precision="fp32")
+    )
+    paths = []
+    for videos in parts:
+        for video in videos:
+            size = video.path.stat().st_size
+            row = np.zeros(1), np.zeros(1, np.int64), 1.0, 1.0, str(video.path), size, "pyav", 0
+            writer.add(video.id, VideoFeatures(np.zeros((1, 1), np.float16), *row))
+        paths.append(writer.commit())
+    return [path for path in paths if path]
+
+
+def test_what_extraction_would_make_otherwise_is_moved_and_all_else_stays(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").write_bytes(b"12345")
+    a, b, c, d = find_videos([tmp_path])
+    out, options = tmp_path / "out", ExtractOptions()
+    one, two, new = FakeBackbone("one"), FakeBackbone("two"), FakeBackbone("new")
+    ones, twos = fill(out, one, [a, b], [c], [d]), fill(out, two, [a, b], [c], [d])
+
+    def moved(videos: list[Video], *backbones: FakeBackbone) -> list[Path]:
+        return misfits(videos, out, backbones, options)  # type: ignore[arg-type]
+
+    assert moved([a, b, c, d], one, two) == []
+    a.path.touch()
+    assert moved([a, b, c], one, two) == []  # d is in both: it does no harm
+    assert moved([a, b, c], one, new) == [ones[2]]  # new will lack d
+    assert moved([a, b, c, d], one, FakeBackbone("two", "others")) == [out / "two"]
+    c.path.write_bytes(b"another")
+    assert moved([a, b, c, d], one, two) == [ones[1], twos[1]]
+    assert moved([a, b], one, two) == []  # c is asked for no more

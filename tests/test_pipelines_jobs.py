@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,15 +20,12 @@ from pipelines.jobs import (
     Job,
     JobError,
     Layout,
-    Stamp,
-    digest,
-    is_done,
     plan_jobs,
     select_jobs,
-    set_aside,
     with_what_they_need,
 )
 from pipelines.manifest import Manifest, load_manifest
+from pipelines.stamps import Stamp, digest, hash_outputs, is_done, set_aside
 
 CONTENT = """\
 name: mine
@@ -57,10 +56,20 @@ def load(tmp_path: Path) -> Callable[..., Manifest]:
     return lambda **settings: load_manifest(tmp_path / "mine.yaml", settings=settings)
 
 
-def digests(jobs: list[Job]) -> dict[str, str]:
+def digests(jobs: list[Job], layout: Layout) -> dict[str, str]:
+    """Of jobs that run one after the other; what a job makes tells what it was made from."""
     found: dict[str, str] = {}
     for job in jobs:
-        found[job.name] = digest(job, found)
+        found[job.name] = digest(job, layout)
+        for path in job.outputs:
+            made = path / "part-1.h5" if path.parent == layout.features else path
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(found[job.name])
+            if made != path:
+                made.rename(path / f"part-{found[job.name]}.h5")
+        stamp = Stamp(found[job.name], 0, made=hash_outputs(job, layout))
+        stamp.write(layout.stamp(job.name))
+        shutil.rmtree(layout.features, ignore_errors=True)
     return found
 
 
@@ -131,11 +140,11 @@ def test_runs_read_the_fine_backbone_that_they_name(full: Manifest) -> None:
 def test_a_run_on_several_gpus_is_launched_by_torchrun_and_stays_the_same_job(
     load: Callable[..., Manifest], tmp_path: Path
 ) -> None:
-    layout, path = Layout(Path("/out")), tmp_path / "mine.yaml"
+    layout, path = Layout(tmp_path / "out"), tmp_path / "mine.yaml"
     one = plan_jobs(load(), layout)
     path.write_text(CONTENT.replace("{method: lstm}", "{method: lstm, gpus: 4}"))
     four = plan_jobs(load_manifest(path), layout)
-    assert digests(four) == digests(one)
+    assert digests(four, layout) == digests(one, layout)
     job = {job.name: job for job in four}["fit-lstm"]
     launch = "torch.distributed.run --standalone --nproc-per-node=4 -m liteeval_train fit"
     assert job.command[:7] == ["-m", *launch.split()]
@@ -192,16 +201,16 @@ def test_where_a_job_runs_makes_nothing_stale(
     load: Callable[..., Manifest], tmp_path: Path
 ) -> None:
     layout = Layout(tmp_path / "out")
-    one = digests(plan_jobs(load(), layout, device="cpu", workers=1))
-    assert digests(plan_jobs(load(), layout, device="cuda", workers=8)) == one
+    one = digests(plan_jobs(load(), layout, device="cpu", workers=1), layout)
+    assert digests(plan_jobs(load(), layout, device="cuda", workers=8), layout) == one
 
 
 def test_an_option_makes_its_run_and_what_follows_stale(
     load: Callable[..., Manifest], tmp_path: Path
 ) -> None:
     layout = Layout(tmp_path / "out")
-    before = digests(plan_jobs(load(), layout))
-    after = digests(plan_jobs(load(epochs="3"), layout))
+    before = digests(plan_jobs(load(), layout), layout)
+    after = digests(plan_jobs(load(epochs="3"), layout), layout)
     assert changed(before, after) == {
         *("fit-liteeval", "evaluate-val-liteeval", "table", "filmstrip", "report")
     }
@@ -219,22 +228,24 @@ def test_an_option_makes_its_run_and_what_follows_stale(
 def test_a_changed_input_makes_everything_stale(
     load: Callable[..., Manifest], tmp_path: Path, file: str, content: bytes
 ) -> None:
-    jobs = plan_jobs(load(), Layout(tmp_path / "out"))
-    before = digests(jobs)
+    layout = Layout(tmp_path / "out")
+    jobs = plan_jobs(load(), layout)
+    before = digests(jobs, layout)
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(content)
-    assert changed(before, digests(jobs)) == set(before)
+    assert changed(before, digests(jobs, layout)) == set(before)
 
 
 def test_labels_written_again_with_the_same_content_make_nothing_stale(
     load: Callable[..., Manifest], tmp_path: Path
 ) -> None:
-    jobs = plan_jobs(load(), Layout(tmp_path / "out"))
-    before = digests(jobs)
+    layout = Layout(tmp_path / "out")
+    jobs = plan_jobs(load(), layout)
+    before = digests(jobs, layout)
     text = (tmp_path / "labels.csv").read_text()
     (tmp_path / "labels.csv").unlink()
     (tmp_path / "labels.csv").write_text(text)
-    assert digests(jobs) == before
+    assert digests(jobs, layout) == before
 
 
 @pytest.fixture
@@ -245,7 +256,7 @@ def finished(tmp_path: Path) -> tuple[Job, Layout, str]:
     run.mkdir(parents=True)
     (run / "model").write_text("trained")
     job = Job("fit-a", ("extract",), outputs=(run / "model",), replaces=(run,))
-    wanted = digest(job, {})
+    wanted = digest(job, layout)
     Stamp(wanted, exit_code=0).write(layout.stamp("fit-a"))
     return job, layout, wanted
 
@@ -255,7 +266,7 @@ def test_a_job_is_done_only_with_its_stamp_and_its_outputs(
 ) -> None:
     job, layout, wanted = finished
     assert is_done(job, layout, wanted)
-    assert not is_done(job, layout, digest(dataclasses.replace(job, argv=("extract", "x")), {}))
+    assert not is_done(job, layout, digest(dataclasses.replace(job, argv=("extract", "x")), layout))
     Stamp(wanted, exit_code=None).write(layout.stamp("fit-a"))
     assert not is_done(job, layout, wanted)
     layout.stamp("fit-a").write_text('{"digest": ')
@@ -275,17 +286,65 @@ def test_a_changed_job_moves_its_old_work_aside_and_an_interrupted_one_keeps_it(
     assert not layout.run("a").exists()
 
 
-def test_a_job_is_done_no_more_when_one_before_it_has_run_since(
+def test_a_job_stays_done_until_one_before_it_makes_something_else(
     finished: tuple[Job, Layout, str],
 ) -> None:
-    _, layout, wanted = finished
-    table = Job("table", ("pipelines",), depends_on=("fit-a",))
-    table_digest = digest(table, {"fit-a": wanted})
-    Stamp(wanted, 0, utc="2026-11-23T10:00:00+00:00").write(layout.stamp("fit-a"))
-    Stamp(table_digest, 0, utc="2026-11-23T10:00:00.250+00:00").write(layout.stamp("table"))
-    assert is_done(table, layout, table_digest)
-    Stamp(wanted, 0, utc="2026-11-23T10:00:00.300+00:00").write(layout.stamp("fit-a"))
-    assert not is_done(table, layout, table_digest)
+    job, layout, wanted = finished
+    table = Job("table", ("pipelines",), depends_on=("fit-a",), inputs=job.outputs)
+
+    def run_again() -> str:
+        Stamp(wanted, 0, made=hash_outputs(job, layout)).write(layout.stamp("fit-a"))
+        return digest(table, layout)
+
+    before = run_again()
+    job.outputs[0].unlink()
+    job.outputs[0].write_text("trained")
+    assert run_again() == before
+    job.outputs[0].write_text("trained on more")
+    assert run_again() != before
+
+
+def test_a_moved_output_folder_changes_no_digest(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    here, there = Layout(tmp_path / "out"), Layout(tmp_path / "elsewhere" / "moved")
+    before = digests(plan_jobs(load(), here), here)
+    there.out.parent.mkdir()
+    here.out.rename(there.out)
+    after = {job.name: digest(job, there) for job in plan_jobs(load(), there)}
+    assert after == before
+
+
+def test_touched_videos_and_files_beside_them_change_no_digest(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "videos" / "out")  # below the videos
+    jobs = plan_jobs(load(), layout)
+    before = digests(jobs, layout)
+    os.utime(tmp_path / "videos" / "a.mp4", (1, 1))
+    os.utime(tmp_path / "weights.pth", (1, 1))
+    (tmp_path / "videos" / "notes.txt").write_text("no video")
+    assert {job.name: digest(job, layout) for job in jobs} == before
+
+
+def test_another_backbone_leaves_runs_done_that_do_not_read_it(
+    load: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    layout, path = Layout(tmp_path / "out"), tmp_path / "mine.yaml"
+    more = "\n  others: {more: {name: mobilenet_v2, size: 1, weights: random}}"
+    text = CONTENT.replace("weights.pth}", "weights.pth}" + more)
+    text = text.replace("{method: lstm}", "{method: lstm, fine: more}")
+
+    def plan(size: int) -> list[Job]:
+        path.write_text(text.replace("size: 1,", f"size: {size},"))
+        return plan_jobs(load_manifest(path), layout)
+
+    def fits(jobs: list[Job]) -> dict[str, tuple[Path, ...]]:
+        return {job.name: job.inputs for job in jobs if job.name.startswith("fit-")}
+
+    before, after = fits(plan(64)), fits(plan(96))
+    assert before["fit-liteeval"] == after["fit-liteeval"]
+    assert before["fit-lstm"] != after["fit-lstm"]
 
 
 def test_a_forced_job_starts_over_though_nothing_changed(
@@ -295,3 +354,20 @@ def test_a_forced_job_starts_over_though_nothing_changed(
     (moved,) = set_aside(job, layout, wanted, forced=True)
     assert (moved / "model").read_text() == "trained"
     assert not layout.run("a").exists()
+
+
+def test_an_interrupted_start_over_goes_on_and_an_ended_one_starts_over_again(
+    finished: tuple[Job, Layout, str],
+) -> None:
+    job, layout, wanted = finished
+    Stamp(wanted, exit_code=None, forced=True).write(layout.stamp("fit-a"))
+    assert set_aside(job, layout, wanted, forced=True) == []
+    Stamp(wanted, exit_code=None).write(layout.stamp("fit-a"))  # never asked to start over
+    assert len(set_aside(job, layout, wanted, forced=True)) == 1
+
+
+def test_what_cannot_be_moved_aside_is_named(finished: tuple[Job, Layout, str]) -> None:
+    job, layout, _ = finished
+    layout.old.write_text("a file in the way")
+    with pytest.raises(JobError, match=r"runs/a: cannot be moved to .*; move it away yourself"):
+        set_aside(job, layout, "another digest")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipelines.cli import DEMO_MANIFEST
 from pipelines.importing import DATASETS
 from pipelines.manifest import (
+    BACKBONES,
     Importer,
     Manifest,
     ManifestError,
@@ -86,6 +87,71 @@ def test_paths_from_the_command_line_are_relative_to_the_current_directory(
 def test_variables_keep_their_type_and_the_command_line_wins(manifest: Path) -> None:
     assert load_manifest(manifest).runs[0].seed == 3
     assert load_manifest(manifest, settings={"seed": "7"}).runs[0].seed == 7
+
+
+def test_a_folder_may_be_called_as_a_number(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load_manifest(manifest, settings={"data": "2024"})
+    assert loaded.data.videos == tmp_path / "2024"
+    assert loaded.data.labels == tmp_path / "2024" / "labels.csv"
+
+
+def test_a_variable_may_stand_in_another_ones_default(manifest: Path, tmp_path: Path) -> None:
+    chained = CONTENT.replace("data: videos,", "root: /films, data: '${root}/clips',")
+    manifest.write_text(chained)
+    assert load_manifest(manifest).data.labels == Path("/films/clips/labels.csv")
+    loaded = load_manifest(manifest, settings={"root": str(tmp_path)})
+    assert loaded.data.videos == tmp_path / "clips"
+    message = refuse(manifest, "data: videos,", "data: '${root}', root: 'x/${data}',")
+    assert message == f"{manifest}: variables: a cycle: data → root → data"
+
+
+def test_a_merge_key_fills_in_what_is_not_given(manifest: Path) -> None:
+    text = CONTENT.replace("coarse: {", "coarse: &b {")
+    manifest.write_text(text.replace("fine: {name: resnet101", "fine: {<<: *b"))
+    fine = load_manifest(manifest).backbones.fine
+    assert (fine.name, fine.size) == ("mobilenet_v2", 224)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{data: videos, seed: 3}", "&v {data: [*v]}", ":2: an alias stands within what it"),
+        ("seed: 3}", "[a]: 3}", ":2: expected a text as key"),
+        ("name: mine", "name: 2024-13-45x/", "name: String should match pattern"),
+        ("seed: 3}", "seed: 1" + 5000 * "0" + "}", "Exceeds the limit"),
+        ("name: resnet101", "name: resnet11", "unknown backbone 'resnet11'; did you mean 'resnet1"),
+    ],
+)
+def test_yaml_that_no_manifest_can_hold_is_one_line(
+    manifest: Path, old: str, new: str, words: str
+) -> None:
+    message = refuse(manifest, old, new)
+    assert words in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_date_is_a_name_like_any_other(manifest: Path) -> None:
+    for name in ("2026-11-24", "2024-13-45"):
+        manifest.write_text(CONTENT.replace("name: mine", f"name: {name}"))
+        assert load_manifest(manifest).name == name
+
+
+def test_runs_named_after_a_backbone_of_timm_are_named_as_its_store(manifest: Path) -> None:
+    text = CONTENT.replace("seed: 3}", "seed: 3, net: 'timm:resnet18.a1_in1k'}")
+    text = text.replace("{method: lstm,", '{method: lstm, name: "lstm-${net}",')
+    text = text.replace("filmstrip: liteeval", 'figures: ["*-${net}"]')
+    manifest.write_text(text)
+    loaded = load_manifest(manifest)
+    assert loaded.runs_like(loaded.report.figures) == ["lstm-timm-resnet18.a1_in1k"]
+
+
+def test_the_backbones_of_manifests_are_those_of_extraction() -> None:
+    from extract.backbones import ARCHITECTURES
+
+    assert set(BACKBONES) == set(ARCHITECTURES)
 
 
 def test_unknown_key_is_answered_with_the_nearest_name(manifest: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import main
-from pipelines.jobs import Job, Layout, Stamp, digest, plan_jobs
+from pipelines.jobs import Job, Layout, plan_jobs
 from pipelines.manifest import load_manifest
 from pipelines.plan import Estimate, estimate_work, format_estimate, job_states, progress
+from pipelines.stamps import Stamp, digest, hash_outputs
 
 CONTENT = """\
 name: mine
@@ -92,14 +93,14 @@ def test_files_that_cannot_be_probed_and_unknown_backbones_leave_no_number(
 
 def finish(jobs: list[Job], layout: Layout) -> None:
     """Stamp all jobs as done, with their outputs."""
-    digests: dict[str, str] = {}
     for job in jobs:
+        wanted = digest(job, layout)
         for path in job.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 path.mkdir() if job.name == "extract" else path.write_text("x")
-        digests[job.name] = digest(job, digests)
-        Stamp(digests[job.name], 0, seconds=12.0, utc="2026-11-23").write(layout.stamp(job.name))
+        stamp = Stamp(wanted, 0, seconds=12.0, utc="2026-11-23", made=hash_outputs(job, layout))
+        stamp.write(layout.stamp(job.name))
 
 
 def test_a_changed_option_makes_stale_only_what_depends_on_it(manifest: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_changed_option_makes_stale_only_what_depends_on_it(manifest: Path) ->
     assert [(state.name, state.state, state.why) for state in states] == [
         ("import", "done", ""),
         ("extract", "done", ""),
-        ("fit-lstm", "stale", "its command or an input has changed"),
+        ("fit-lstm", "stale", "its command or something that it reads has changed"),
         ("evaluate-val-lstm", "stale", "after fit-lstm"),
         ("table", "stale", "after evaluate-val-lstm"),
         ("report", "stale", "after fit-lstm"),

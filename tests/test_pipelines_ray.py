@@ -226,7 +226,8 @@ def test_a_video_of_which_workers_die_is_given_up_alone(cluster: str, tmp_path: 
 
 
 SAVES_WHEN_INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as all our commands do
 print("begun", flush=True)
 try:
     time.sleep(100)

@@ -14,7 +14,7 @@ from chromium import PROGRAM, Chromium
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from pipelines.jobs import Stamp
+from pipelines.stamps import Stamp
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 

@@ -8,13 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipelines.datasets.listing import SPLIT_NAMES, DataSet, Listed, Source, check_label
+from pipelines.datasets.listing import (
+    SPLIT_NAMES,
+    DataSet,
+    DataSetError,
+    Listed,
+    Source,
+    check_label,
+)
 
 
 def read(source: Source, files: Sequence[PurePosixPath]) -> list[Listed]:
-    """Raises: DataSetError if a class cannot be a label."""
-    tops = {path.parts[0].lower() for path in files if len(path.parts) > 1}
-    in_splits = bool(tops) and tops <= SPLIT_NAMES.keys()
+    """Raises: DataSetError if a class cannot be a label, or only some folders are splits."""
+    tops = {path.parts[0] for path in files if len(path.parts) > 1}
+    others = sorted(top for top in tops if top.lower() not in SPLIT_NAMES)
+    in_splits = len(others) < len(tops)
+    if in_splits and others:
+        raise DataSetError(
+            f"{source.videos}: {', '.join(sorted(tops - set(others)))} are splits, and "
+            f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} none; expected a folder "
+            "for each class, or folders train, val and test with the classes in them. Move the "
+            "others away, or rename a class that is called as a split"
+        )
     depth = 1 if in_splits else 0  # of the class's folder
     return [
         Listed(

@@ -20,6 +20,7 @@ from pipelines.datasets.listing import (
     class_names,
     name_class,
     parse_split,
+    read_cells,
     read_lines,
     read_table,
     split_of_file,
@@ -44,14 +45,14 @@ def read(source: Source, files: Sequence[PurePosixPath]) -> list[Listed]:
 
 
 def _has_header(path: Path) -> bool:
-    return set(next(read_lines(path), ("", ""))[1].split(",")) >= COLUMNS
+    return set(read_cells(next(read_lines(path), ("", ""))[1])) >= COLUMNS
 
 
 def _read_table(path: Path) -> Iterator[Listed]:
     for where, row in read_table(path):
         try:
             start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # inf
             raise DataSetError(f"{where}: expected times in seconds ({error})") from error
         label = row.get("label", "")
         yield Listed(

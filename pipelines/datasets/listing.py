@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from extract.videos import SUFFIXES
+
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     **{split: split for split in SPLITS},
@@ -114,18 +116,30 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.rstrip("\r")
 
 
+def read_cells(line: str) -> list[str]:
+    """The cells of a line of a CSV file, without blanks around them; none if it is no such line."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True), [])]
+    except csv.Error:
+        return []
+
+
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(where, row) for each row of a CSV file with a header.
 
     Raises: DataSetError if the file cannot be read, or a row has more or fewer cells.
     """
     lines = list(read_lines(path))
-    reader = csv.DictReader(line for _, line in lines)
-    for row in reader:
-        where = lines[reader.line_num - 1][0]
-        if None in row or None in row.values():
-            raise DataSetError(f"{where}: expected {len(reader.fieldnames or ())} cells")
-        yield where, {(key or "").strip(): value.strip() for key, value in row.items()}
+    reader = csv.DictReader((line for _, line in lines), skipinitialspace=True)
+    try:
+        for row in reader:
+            where = lines[reader.line_num - 1][0]
+            if None in row or None in row.values():
+                raise DataSetError(f"{where}: expected {len(reader.fieldnames or ())} cells")
+            yield where, {(key or "").strip(): value.strip() for key, value in row.items()}
+    except csv.Error as error:
+        where = lines[min(reader.line_num, len(lines) - 1)][0]  # the line after the last one read
+        raise DataSetError(f"{where}: cannot be read as CSV ({error})") from error
 
 
 def class_names(source: Source) -> list[str] | None:
@@ -156,12 +170,10 @@ def name_class(number: int, names: Sequence[str] | None, where: str) -> str:
 
 
 def without_suffix(path: str) -> str:
-    """a/b.mp4 → a/b, whatever slashes stand in front or double; a name with dots keeps them."""
+    """a/b.mp4 → a/b, whatever slashes stand in front or double; c.d is no name of a video file."""
     parts = [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     pure = PurePosixPath(*parts)
-    suffix = pure.suffix
-    is_suffix = 2 <= len(suffix) <= 5 and suffix[1:].isalnum() and not suffix[1:].isdecimal()
-    return str(pure.with_suffix("")) if is_suffix else str(pure)
+    return str(pure.with_suffix("")) if pure.suffix.lower() in SUFFIXES else str(pure)
 
 
 def require_annotations(source: Source, dataset: DataSet) -> None:

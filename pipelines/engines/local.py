@@ -11,27 +11,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pipelines.jobs import (
-    Job,
-    JobError,
-    Layout,
+from pipelines.jobs import Job, JobError, Layout, select_jobs, with_what_they_need
+from pipelines.stamps import (
+    ENDED_WELL,
+    SOME_VIDEOS_FAILED,
     Stamp,
     digest,
+    hash_outputs,
     is_done,
-    select_jobs,
     set_aside,
-    with_what_they_need,
 )
 
-SOME_VIDEOS_FAILED = 3
 INTERRUPTED = 130
 STANDARD_ERROR = 2  # file descriptor
+LOCK_SECONDS = 1.0  # to wait for a lock that is held for a moment
 # Threads that wait for work would else burn the cores that other jobs want: on a busy machine
 # training of small networks slows down many times over.
 IDLE_THREADS_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -53,6 +52,7 @@ class Choice:
     only: tuple[str, ...] = ()  # these and what they need; none: all
     force: tuple[str, ...] = ()  # start these over though they are done
     keep_going: bool = False  # after a failure, go on with the jobs that do not need that one
+    retry_failed: bool = False  # run jobs again of which some videos had failed
 
 
 ALL_JOBS = Choice()
@@ -104,8 +104,8 @@ def visible_gpus() -> list[str]:
 class ThisMachine:
     """Jobs as processes here. With GPUs: as many at once, each sees its own GPU alone."""
 
-    def __init__(self, lock_file: IO[str], *, gpus: Sequence[str] = (), jobs: int = 1) -> None:
-        self._lock_file = lock_file
+    def __init__(self, lock: Lock, *, gpus: Sequence[str] = (), jobs: int = 1) -> None:
+        self._lock = lock
         self._gpus = bool(gpus)
         self._free = list(gpus) if gpus else [""] * jobs
         self.at_once = len(self._free)
@@ -151,9 +151,10 @@ class ThisMachine:
                 env={**os.environ, **self._environment(job)},
                 stdout=output,
                 stderr=errors,
-                pass_fds=[self._lock_file.fileno()],
+                pass_fds=[self._lock.fileno()],
                 start_new_session=True,
             )
+            self._lock.name_holder(process.pid, job.name)
         code = process.wait()
         del self._processes[job.name]
         return INTERRUPTED if self._stopped else code
@@ -171,7 +172,7 @@ class ThisMachine:
         with self._change:
             self._stopped = True
             for process in self._processes.values():
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # SIGINT is ignored by what a script starts with &
 
     def kill(self) -> None:
         for process in list(self._processes.values()):
@@ -224,7 +225,6 @@ class _Board:
         self._jobs = {job.name: job for job in jobs}
         self._number = {job.name: f"[{i}/{len(jobs)}]" for i, job in enumerate(jobs, start=1)}
         self._waiting = [job for job in jobs if job.name in self._chosen]
-        self._digests: dict[str, str] = {}
         self._settled: set[str] = set()
         self._failed: dict[str, str] = {}
         self._ran = 0
@@ -250,11 +250,8 @@ class _Board:
         threads: ThreadPoolExecutor,
         running: dict[Future[None], Job],
     ) -> None:
-        if job.name not in self._digests:
-            self._digests[job.name] = digest(job, self._digests)
-        wanted = self._digests[job.name]
-        forced = job.name in self._forced
-        if not forced and is_done(job, self._layout, wanted):
+        wanted, forced = digest(job, self._layout), job.name in self._forced
+        if not forced and not self._is_retried(job) and is_done(job, self._layout, wanted):
             self._waiting.remove(job)
             self._settled.add(job.name)
         elif place.room_for(job):
@@ -264,8 +261,14 @@ class _Board:
             self._log(f"{self._number[job.name]} {job}")
             self._ran += 1
             messages = self._layout.messages(job.name) if place.at_once > 1 else None
-            future = threads.submit(_run_job, job, self._layout, wanted, place, messages)
+            stamp = Stamp(wanted, None, command=str(job), utc=_now(), forced=forced)
+            future = threads.submit(_run_job, job, self._layout, stamp, place, messages)
             running[future] = job
+
+    def _is_retried(self, job: Job) -> bool:
+        """Whether some of its videos failed, and the user wants them tried again."""
+        stamp = Stamp.read(self._layout.stamp(job.name)) if self._choice.retry_failed else None
+        return stamp is not None and stamp.exit_code == SOME_VIDEOS_FAILED
 
     def settle(self, job: Job, error: BaseException | None) -> None:
         """Raises: what the job raised, unless it is that it failed."""
@@ -292,23 +295,22 @@ class _Board:
         )
 
 
-def _run_job(job: Job, layout: Layout, wanted: str, place: Place, messages: Path | None) -> None:
-    """Run one job and stamp it."""
-    stamp_path, started = layout.stamp(job.name), time.monotonic()
-    stamp: dict[str, Any] = {"digest": wanted, "command": str(job), "utc": _now()}
-    Stamp(exit_code=None, **stamp).write(stamp_path)
+def _run_job(job: Job, layout: Layout, stamp: Stamp, place: Place, messages: Path | None) -> None:
+    """Run one job and stamp it, when it starts and when it ends."""
+    path, started = layout.stamp(job.name), time.monotonic()
+    stamp.write(path)
     code = _execute(job, place, messages)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    seconds = round(time.monotonic() - started, 1)
-    if code not in (0, SOME_VIDEOS_FAILED):
-        Stamp(exit_code=code, seconds=seconds, **stamp).write(stamp_path)
+    ended = replace(stamp, exit_code=code, seconds=round(time.monotonic() - started, 1))
+    if code not in ENDED_WELL:
+        ended.write(path)
         told = f"in {messages}" if messages else "above"
         raise JobError(f"{job.name} failed (exit code {code}); its messages are {told}: {job}")
-    for path in job.outputs:
-        if not path.exists():
-            raise JobError(f"{job.name} ended well, but {path} is not there: {job}")
-    Stamp(exit_code=code, seconds=seconds, **stamp).write(stamp_path)
+    for output in job.outputs:
+        if not output.exists():
+            raise JobError(f"{job.name} ended well, but {output} is not there: {job}")
+    replace(ended, made=hash_outputs(job, layout)).write(path)
 
 
 def _now() -> str:
@@ -327,31 +329,68 @@ def _execute(job: Job, place: Place, messages: Path | None) -> int:
     return code
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[IO[str]]:
-    """Hold the folder for one run. The system frees the lock when its last holder ends, however.
+class Lock:
+    """An output folder, held for one run.
 
-    The running job inherits it, so that a job which outlives a killed run still holds the folder.
+    The system frees it when its last holder ends, however. Jobs inherit it: one that outlives a
+    killed run still holds the folder. The file names the holders: a line `PID JOB` for each, an
+    empty name for the run itself.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def name_holder(self, pid: int, job: str = "") -> None:
+        with suppress(OSError):  # on a full disk: who waits is told less
+            self._file.write(f"{pid} {job}\n".encode())
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[Lock]:
+    """Hold the folder for one run.
+
     Raises: JobError if another run holds it, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
+        file = (folder / ".lock").open("a+b", buffering=0)
     except OSError as error:
         raise JobError(
             f"{folder}: not writable ({error.strerror}); choose another --out"
         ) from error
     with file:
+        if not _take(file):
+            file.seek(0)
+            raise JobError(f"{folder}: in use by {_holders(file.read().decode())}")
+        file.truncate(0)
+        held = Lock(file)
+        held.name_holder(os.getpid())
+        yield held
+
+
+def _take(file: IO[bytes]) -> bool:
+    """Whether the lock is ours now; `status` holds it for a moment."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise JobError(
-                f"{folder}: in use by another run (process {holder}); "
-                "wait for it, or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(LOCK_SECONDS / 20)
+
+
+def _holders(text: str) -> str:
+    """Who of those named in a lock file lives, and what to do."""
+    named = [line.partition(" ") for line in text.splitlines()]
+    living = [(pid, job) for pid, _, job in named if pid and Path("/proc", pid).exists()]
+    runs = [pid for pid, job in living if not job]
+    if runs or not living:
+        who = f"process {runs[0]}" if runs else "of another machine"
+        return f"another run ({who}); wait for it, or choose another --out"
+    jobs = " and ".join(f"{job} (process {pid})" for pid, job in living)
+    return f"{jobs}, left by a run that was killed; wait for it, or end it with kill"

@@ -91,7 +91,7 @@ def _is_for_ray(job: Job) -> bool:
 
 
 def run_command(command: list[str], folder: str, stdout: Path | None, messages: Path) -> int:
-    """In a Ray task on some node: the exit code; Ray's cancellation becomes SIGINT."""
+    """In a Ray task on some node: the exit code; Ray's cancellation becomes SIGTERM."""
     with (
         messages.open("ab") as errors,
         stdout.open("wb") if stdout else nullcontext(errors) as output,
@@ -109,13 +109,13 @@ def run_command(command: list[str], folder: str, stdout: Path | None, messages: 
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)  # Ray's interrupt comes between two steps of Python
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
             return INTERRUPTED
     return process.returncode
 
 
 def _prepare_process() -> None:
-    """Let SIGINT through, which Ray's workers block, and end with the worker, however it ends."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """Let signals through that Ray's workers block, and end with the worker, however it ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
