@@ -249,9 +249,12 @@ def table(runs: tuple[Path, ...], split: str) -> None:
               help="Default: the manifest's, or val.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings,
               help="A variable of the manifest.")  # fmt: skip
+@click.option("--experiment", type=click.Path(path_type=Path), metavar="DIR",
+              help="The --out of MANIFEST's run; default: where it puts it.")  # fmt: skip
 def report(
-    subjects: tuple[Path, ...], out: Path, split: str | None, settings: dict[str, str]
-) -> None:
+    subjects: tuple[Path, ...], out: Path, split: str | None, settings: dict[str, str],
+    experiment: Path | None,
+) -> None:  # fmt: skip
     """One page that tells an experiment, or runs by themselves, as far as they are.
 
     Tables, figures, filmstrips, costs in GFLOPs and seconds, failures, manifest and versions, in
@@ -268,7 +271,8 @@ def report(
     from pipelines.report_page import find_subject, write_page
 
     try:
-        write_page(find_subject(subjects, split=split, settings=settings), out)
+        subject = find_subject(subjects, split=split, settings=settings, out=experiment)
+        write_page(subject, out)
     except (ReportError, RunError, StoreError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(out)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.videos import VideoListError, find_videos
+from extract.labels import LabelError, Labels, read_labels
+from extract.videos import Video, VideoListError, find_videos
 from liteeval_train.config import ConfigError, resolve_config
 from pipelines.engines.local import (
     ALL_JOBS,
@@ -170,14 +171,40 @@ def require_configurations(path: Path, manifest: Manifest) -> None:
 
 
 def require_inputs(path: Path, manifest: Manifest) -> None:
-    """Raises: ManifestError if a file is missing; JobError if the data folder has no video."""
+    """Raises: ManifestError if a file is missing or a split cannot be there; JobError if the data
+    folder has no video, or not those that the labels name.
+    """
     missing = manifest.missing_inputs()
     if missing:
         raise ManifestError("\n".join(f"{path}: {line}" for line in missing))
-    if manifest.data.videos and not manifest.data.importer:
+    data, splits = manifest.data, ("train", "val", *manifest.evaluation.splits)
+    if data.synthetic and "test" in splits:
+        raise ManifestError(f"{path}: evaluation: rendered clips have splits train and val alone")
+    if data.videos and data.labels:
         try:
-            found = find_videos([manifest.data.videos])
-        except VideoListError as error:
+            found, labels = find_videos([data.videos]), read_labels(data.labels)
+        except (VideoListError, LabelError) as error:
             raise JobError(str(error)) from error
         if not found:
-            raise JobError(f"{manifest.data.videos}: no video in this folder or below it")
+            raise JobError(f"{data.videos}: no video in this folder or below it")
+        require_splits(found, labels, splits, folder=data.videos)
+
+
+def require_splits(
+    found: Sequence[Video], labels: Labels, splits: Sequence[str], *, folder: Path
+) -> None:
+    """Raises: JobError if a split has no video among those found."""
+    there = {labels.split_of.get(video.id) for video in found}
+    for split in splits:
+        listed = [video_id for video_id, of in labels.split_of.items() if of == split]
+        if not listed:
+            raise JobError(
+                f"{labels.path}: has no video of split {split}; training learns from train and "
+                f"chooses the model on val, evaluation is on {splits[-1]}"
+            )
+        if split not in there:
+            raise JobError(
+                f"{labels.path}: none of its {len(listed)} videos of split {split} is in {folder}, "
+                f"first {listed[0]!r}; found {found[0].id!r}. Ids are paths relative to the "
+                "folder, without suffix"
+            )

@@ -19,6 +19,10 @@ from liteeval_train.run_files import RunFiles
 
 THUMBNAIL_PX = (320, 240)  # width, height
 MAX_FRAMES = 36  # of a video in the picture
+RESULT_KEYS = frozenset(
+    ("video_id", "labels", "predicted", "correct", "rows", "used", "pts_seconds")
+    + ("frames", "fine_frames", "gflops")
+)  # of a line of evaluate_SPLIT_videos.jsonl, that are shown
 
 
 class ReportError(Exception):
@@ -70,11 +74,21 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not lines:
         raise ReportError(f"{path}: no video was evaluated")
     try:
-        return [json.loads(line) for line in lines]
+        return [_parse_result(line) for line in lines]
     except ValueError as error:
         raise ReportError(
             f"{path}: damaged ({error}); make it anew with liteeval-train evaluate {path.parent}"
         ) from error
+
+
+def _parse_result(line: str) -> dict[str, Any]:
+    """Raises: ValueError if it is no JSON object with all that is told of a video."""
+    result = json.loads(line)
+    missing = RESULT_KEYS - result.keys() if isinstance(result, dict) else RESULT_KEYS
+    if missing:
+        raise ValueError(f"a line without {', '.join(sorted(missing))}")
+    assert isinstance(result, dict)
+    return result
 
 
 def choose_results(results: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:

@@ -32,7 +32,7 @@ from liteeval_train.figures import Curve, Filmstrip, curves_svg, style_of
 from liteeval_train.layouts import Compared, group_runs
 from liteeval_train.paper import EXTENSION, GFLOPS_PER_ROW
 from liteeval_train.run_files import RunError, RunFiles, StoreInfo
-from pipelines.jobs import Layout, write_text
+from pipelines.jobs import Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, load_manifest
 from pipelines.report import ReportError, choose_results, make_filmstrip, read_results
 from pipelines.stamps import Stamp
@@ -58,6 +58,7 @@ class Subject:
     strips: int = 6
     layout: Layout | None = None  # of the experiment, if the runs belong to one
     figures: Path | None = None  # folder of curves that were drawn for this split
+    jobs: frozenset[str] = frozenset()  # that the manifest has now
     manifest: str = ""
 
     @classmethod
@@ -72,19 +73,26 @@ class Subject:
             tables={name: manifest.runs_like(like) for name, like in report.tables.items()},
             strips=report.filmstrip_videos,
             layout=layout,
-            figures=layout.figures,
+            figures=layout.figures if report.figures else None,
+            jobs=frozenset(job.name for job in plan_jobs(manifest, layout)),
             manifest=manifest.to_yaml(),
         )
 
 
 def find_subject(
-    paths: Sequence[Path], *, split: str | None = None, settings: Mapping[str, str] | None = None
+    paths: Sequence[Path],
+    *,
+    split: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    out: Path | None = None,
 ) -> Subject:
     """The experiment of a manifest or of an output folder, or runs by themselves.
 
     Args:
         split: by default the manifest's, or val.
         settings: variables of the manifest.
+        out: the experiment's folder; by default where `liteeval run` puts it, or the folder of the
+            manifest where that is the one which a run has written there.
 
     Raises: ManifestError if the manifest is wrong; RunError if the experiment has no output, or a
         folder holds no run.
@@ -97,12 +105,13 @@ def find_subject(
         return Subject(title, tuple(paths), split or "val")
     manifest = load_manifest(first, settings=settings)
     folder = first.resolve().parent
-    layout = Layout(
-        folder if (folder / "runs").is_dir() else Path("runs", manifest.name).absolute()
-    )
+    by_a_run = first.name == Layout(folder).manifest.name and (folder / "jobs").is_dir()
+    given = first != paths[0]  # the folder itself
+    default = folder if given or by_a_run else Path("runs", manifest.name)
+    layout = Layout((out or default).resolve())
     if not layout.out.is_dir():
         raise RunError(
-            f"{first}: no output of it in {layout.out}; give the output folder itself, or run it "
+            f"{first}: no output of it in {layout.out}; give its folder by --experiment, or run it "
             f"with liteeval run {first}"
         )
     subject = Subject.of_experiment(manifest, layout)
@@ -183,7 +192,7 @@ def page_content(subject: Subject, runs: Sequence[PageRun]) -> dict[str, Any]:
     main = _main_run(subject, runs)
     failures, failures_note = _failures(subject, runs)
     stores = _stores(runs)
-    jobs = _jobs(subject.layout)
+    jobs = _jobs(subject)
     return {
         "title": subject.title,
         "split": subject.split,
@@ -191,7 +200,7 @@ def page_content(subject: Subject, runs: Sequence[PageRun]) -> dict[str, Any]:
         "flop_convention": FLOP_CONVENTION,
         "main": main.name if main else "",
         "tiles": _tiles(main, runs),
-        "notes": _notes(runs, stores, failures, jobs),
+        "notes": [*_missing(subject), *_notes(runs, stores, failures, jobs)],
         "results": _results(runs),
         "tables": _tables(subject, runs),
         "papers": sorted({str(r.compared.paper) for r in runs if r.compared and r.compared.paper}),
@@ -304,6 +313,22 @@ def _notes(
     if failed:
         notes.append(f"Jobs that failed: {', '.join(failed)}.")
     return notes
+
+
+def _missing(subject: Subject) -> list[str]:
+    """How many videos of the data set the importer did not find."""
+    if subject.layout is None or "import" not in subject.jobs:
+        return []
+    try:
+        found = json.loads((subject.layout.data / "import.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not found["missing"]:
+        return []
+    return [
+        f"{found['missing']:,} of the {found['listed']:,} videos that the data set lists were not "
+        "found and are left out; data/missing.txt names them."
+    ]
 
 
 RESULT_HEADER = (
@@ -566,6 +591,11 @@ def _failures(subject: Subject, runs: Sequence[PageRun]) -> tuple[list[dict[str,
             failures += open_failures(folder)
         except (StoreError, OSError) as error:
             notes.append(f"{folder}: cannot be read ({error})")
+    stamp = Stamp.read(subject.layout.stamp("extract")) if subject.layout else None
+    if subject.layout and not (stamp and stamp.ended_well):
+        notes.append("Extraction has not ended yet: what can be extracted is not known.")
+    elif not any(folder.is_dir() for folder in folders):
+        notes.append("The features are not here: what could be extracted is not known.")
     return failures, "; ".join(notes)
 
 
@@ -621,11 +651,11 @@ def _versions(runs: Sequence[PageRun]) -> list[tuple[str, str]]:
     return [(name, ", ".join(sorted(versions))) for name, versions in sorted(found.items())]
 
 
-def _jobs(layout: Layout | None) -> dict[str, Any]:
+def _jobs(subject: Subject) -> dict[str, Any]:
     """The stamps of an experiment's jobs in the order they began, and their seconds by kind."""
-    rows, kinds = [], dict[str, list[float]]()
-    stamps = sorted((layout.out / "jobs").glob("*.json")) if layout else []
-    read = [(path.stem, Stamp.read(path)) for path in stamps]
+    rows, kinds, layout = [], dict[str, list[float]](), subject.layout
+    names = sorted(subject.jobs) if layout else []
+    read = [(name, Stamp.read(layout.stamp(name))) for name in names if layout]
     for name, stamp in sorted(read, key=lambda pair: pair[1].utc if pair[1] else ""):
         if stamp is None or stamp.exit_code is None:
             continue

@@ -21,7 +21,7 @@ runs: [{method: lstm}]
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     (tmp_path / "videos").mkdir()
-    (tmp_path / "labels.csv").write_text("video_id,label,split\n")
+    (tmp_path / "labels.csv").write_text("video_id,label,split\na,x,train\nb,x,val\n")
     (tmp_path / "mine.yaml").write_text(CONTENT)
     return tmp_path / "mine.yaml"
 
@@ -74,10 +74,36 @@ def test_bad_input_is_one_line_with_its_exit_code(
 def test_a_run_that_training_would_refuse_is_refused_before_any_work(
     manifest: Path, command: str, run: str, words: str
 ) -> None:
-    (manifest.parent / "videos" / "a.mp4").write_bytes(b"not decoded in this test")
+    for name in ("a.mp4", "b.mp4"):
+        (manifest.parent / "videos" / name).write_bytes(b"not decoded in this test")
     manifest.write_text(CONTENT.replace("{method: lstm}", run))
     result = liteeval(command, manifest, "--out", manifest.parent / "out")
     assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert not (manifest.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("video_id,label\na,x\n", "expected the header video_id,label,split, found video_id,label"),
+        ("video_id,label,split\nc,x,train\n", "none of its 1 videos of split train is in "),
+        ("video_id,label,split\na,x,train\n", "has no video of split val; training learns"),
+        ("video_id,label,split\na,x,train\na,x,val\n", "line 3: 'a' stands twice"),
+        ("video_id,label,split\na,x,train\nb,x,val\n", "has no video of split test; training"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_labels_that_training_or_evaluation_would_refuse_are_refused_before_any_work(
+    manifest: Path, command: str, labels: str, words: str
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (manifest.parent / "videos" / name).write_bytes(b"not decoded in this test")
+    (manifest.parent / "labels.csv").write_text(labels)
+    manifest.write_text(CONTENT + "evaluation: {split: test}\n")
+    result = liteeval(command, manifest, "--out", manifest.parent / "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: {manifest.parent}/labels.csv")
     assert words in result.stderr
     assert not (manifest.parent / "out").exists()
 
@@ -91,7 +117,8 @@ def test_a_manifest_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(manifest: Path) -> None:
-    (manifest.parent / "videos" / "a.mp4").write_bytes(b"not decoded in this test")
+    for name in ("a.mp4", "b.mp4"):
+        (manifest.parent / "videos" / name).write_bytes(b"not decoded in this test")
     for command in ("run", "plan", "status"):
         for out in (manifest, manifest / "out"):
             result = liteeval(command, manifest, "--out", out)

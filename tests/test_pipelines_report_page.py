@@ -156,7 +156,7 @@ backbones:
   coarse: {name: mobilenet_v2, size: 32, weights: random}
   fine: {name: mobilenet_v2, size: 48, weights: random}
 runs: [{method: liteeval}, {method: lstm}, {method: uniform}]
-report: {tables: {"ours": [liteeval]}}
+report: {tables: {"ours": [liteeval]}, figures: [uniform]}
 """
 
 
@@ -168,6 +168,7 @@ def test_an_unfinished_experiment_is_told_as_far_as_it_is(runs: Path, tmp_path: 
     Stamp("x", 1, seconds=70.0, command="liteeval-train fit …").write(out / "jobs/fit-uniform.json")
     Stamp("x", 0, seconds=30.0, command="liteeval extract").write(out / "jobs/extract.json")
     Stamp("x", None).write(out / "jobs/report.json")  # the one that writes the page
+    Stamp("x", 1, seconds=900.0).write(out / "jobs/fit-gone.json")  # of an older manifest
     (out / "figures").mkdir()
     lines = "line,GFLOPs,mAP %\nseq-k (uniform),1,50\nseq-k (uniform),2,60\n"
     (out / "figures" / "accuracy_gflops.csv").write_text(lines)
@@ -187,6 +188,67 @@ def test_an_unfinished_experiment_is_told_as_far_as_it_is(runs: Path, tmp_path: 
     assert "No run is evaluated yet" in text
     assert "not evaluated yet" in text
     assert "seq-k (uniform)" not in text  # drawn for another split
+
+
+def test_figures_of_an_older_manifest_are_not_shown(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "liteeval", tmp_path / "runs" / "liteeval")
+    (tmp_path / "manifest.yaml").write_text(EXPERIMENT.replace(", figures: [uniform]", ""))
+    (tmp_path / "figures").mkdir()
+    lines = "line,GFLOPs,mAP %\nseq-k (uniform),1,50\nseq-k (uniform),2,60\n"
+    (tmp_path / "figures" / "accuracy_gflops.csv").write_text(lines)
+    report(tmp_path, "--out", tmp_path / "page.html")
+    assert "seq-k (uniform)" not in Page(tmp_path / "page.html").text
+
+
+def test_nothing_is_said_to_be_extracted_before_extraction_has_ended(
+    runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.yaml").write_text(EXPERIMENT)
+    (tmp_path / "runs").mkdir()
+    report(tmp_path, "--out", tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "Every video could be extracted" not in text
+    assert "Extraction has not ended yet" in text
+
+
+def test_a_manifest_beside_the_folder_runs_is_not_taken_for_the_output(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(EXPERIMENT)
+    for out in (tmp_path / "runs" / "unfinished", tmp_path / "elsewhere"):
+        shutil.copytree(runs / "liteeval", out / "runs" / "liteeval")
+        report("mine.yaml", "--out", "page.html", "--experiment", out)
+        chosen = Page(tmp_path / "page.html").text
+        assert "2 of 3 runs have no result yet" in chosen
+    report("mine.yaml", "--out", "page.html")
+    default = Page(tmp_path / "page.html").text
+    assert default.split("written")[1][20:] == chosen.split("written")[1][20:]
+
+
+def test_videos_that_the_data_set_lists_and_nobody_has_are_counted(
+    runs: Path, tmp_path: Path
+) -> None:
+    importing = "data: {importer: folders, videos: videos}"
+    manifest = EXPERIMENT.replace("data: {synthetic: {videos: 18}}", importing)
+    (tmp_path / "manifest.yaml").write_text(manifest)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "import.json").write_text('{"missing": 1234, "listed": 19994}')
+    report(tmp_path, "--out", tmp_path / "page.html")
+    assert "1,234 of the 19,994 videos that the data set lists were not found" in (
+        Page(tmp_path / "page.html").text
+    )
+
+
+def test_a_damaged_result_is_said_to_be_damaged(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "liteeval", tmp_path / "run")
+    path = tmp_path / "run" / "evaluate_val_videos.jsonl"
+    path.write_text('{"video_id": "a"}\n')
+    report(tmp_path / "run", "--out", tmp_path / "page.html")
+    assert "damaged (a line without correct, fine_frames, frames, gflops, labels," in (
+        Page(tmp_path / "page.html").text
+    )
 
 
 def test_a_folder_that_holds_no_run_is_named(tmp_path: Path) -> None:

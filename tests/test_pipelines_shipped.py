@@ -36,7 +36,10 @@ def smoke(folder: Path) -> dict[str, object]:
 
 def ucf11(folder: Path) -> dict[str, object]:
     touch(folder / "videos", "golf/golf_01.avi", "golf/golf_02.avi")
-    write(folder / "labels.csv", "video_id,label,split\ngolf/golf_01,golf,train\n")
+    write(
+        folder / "labels.csv",
+        "video_id,label,split\ngolf/golf_01,golf,train\ngolf/golf_02,golf,val\n",
+    )
     return {"data": folder, "weights": write(folder / "mobilenet_v2.pth")}
 
 
@@ -80,7 +83,9 @@ def breakfast(folder: Path) -> dict[str, object]:
 
 def paper_tables(folder: Path) -> dict[str, object]:
     videos = touch(folder / "videos", "golf/a.avi", "golf/b.avi")
-    labels = write(folder / "labels.csv", "video_id,label,split\ngolf/a,golf,train\n")
+    labels = write(
+        folder / "labels.csv", "video_id,label,split\ngolf/a,golf,train\ngolf/b,golf,val\n"
+    )
     return {"videos": videos, "labels": labels, "preset": "small", "fine_hidden": 1024}
 
 
