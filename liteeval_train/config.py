@@ -118,6 +118,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "epochs": 20,
         "memory_frames": 30,
+        "frame_loss_weight": 1.0,
+        "fine_share_target": 0.1,
     },
 }
 

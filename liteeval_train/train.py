@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from extract.store import StoreError
+from liteeval_train.baselines.head import load_head
+from liteeval_train.baselines.uniform import Uniform
 from liteeval_train.config import TrainConfig
 from liteeval_train.data import (
     CACHE_BYTES,
@@ -84,7 +86,10 @@ def fit(
     trainer.fabric.barrier()
     progress = folder.read_progress()
     if progress is None or not progress.finished:
-        trainer.run(folder)
+        if config.head:
+            trainer.keep(folder)
+        else:
+            trainer.run(folder)
     return folder
 
 
@@ -218,6 +223,10 @@ class _Trainer:
             precision=options.precision,
             device=fabric.device.type,
         )
+        if config.head:
+            assert isinstance(self.method, Uniform), "the configuration refuses other methods"
+            head = self.method.fine.classifier
+            load_head(head, Path(config.head), fine=self.info.fine, classes=classes)
         self.progress = Progress()
         self.shown: dict[str, float] = {}  # behind the bar
 
@@ -241,6 +250,16 @@ class _Trainer:
                 self._train_epoch(epoch, steps, bar)
         if self.charts is not None:
             self.charts.close()
+
+    def keep(self, folder: RunFolder) -> None:
+        """Validate and save the method as it is: with a backbone's own head nothing is trained."""
+        self.folder = folder
+        self._tell_missing()
+        self._set_up()
+        self.progress.epoch, self.progress.finished = 1, True
+        if self.fabric.is_global_zero:
+            self._finish_epoch({"epoch": 1}, tqdm(disable=True))
+        self.fabric.barrier()
 
     def _tell_missing(self) -> None:
         for videos in (self.train_set, self.val_set):
