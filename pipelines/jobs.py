@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,6 +94,10 @@ class Layout:
 
     def budgets(self, run: str) -> Path:
         return self.out / "budgets" / f"{run}.json"
+
+    @property
+    def seconds(self) -> Path:
+        return self.out / "seconds.json"
 
     @property
     def figures(self) -> Path:
@@ -204,6 +208,9 @@ def _report_jobs(manifest: Manifest, layout: Layout, videos: Path, *, device: st
     if report.figures:
         runs = manifest.runs_like(report.figures)
         jobs.append(_figures_job(runs, split, layout, device=device))
+    if report.seconds:
+        runs = manifest.runs_like(report.seconds)
+        jobs.append(_seconds_job(runs, manifest, layout, videos, device=device))
     if report.filmstrip:
         jobs.append(_filmstrip_job(report.filmstrip, manifest, layout, videos))
     return jobs
@@ -296,11 +303,8 @@ def _extract_job(
 ) -> Job:
     backbones = tuple(manifest.backbones.by_role.values())
     options = [f"--backbone={backbone.option}" for backbone in backbones]
-    weights = {
-        backbone.option: layout.finetuned(role) if backbone.finetune else backbone.weights
-        for role, backbone in manifest.backbones.by_role.items()
-    }
-    options += [f"--weights={name}={w}" for name, w in weights.items() if w != "published"]
+    weights = _weights(manifest, layout)
+    options += _weights_options(weights, manifest)
     files = [path for path in weights.values() if isinstance(path, Path)]
     return Job(
         name="extract",
@@ -318,6 +322,19 @@ def _extract_job(
         outputs=tuple(_store(layout, backbone) for backbone in backbones),
         gpus=None,
     )
+
+
+def _weights(manifest: Manifest, layout: Layout) -> dict[str, Path | str]:
+    """By role: published, random, a file, or what finetuning makes of them."""
+    return {
+        role: layout.finetuned(role) if backbone.finetune else backbone.weights
+        for role, backbone in manifest.backbones.by_role.items()
+    }
+
+
+def _weights_options(weights: Mapping[str, Path | str], manifest: Manifest) -> list[str]:
+    named = {manifest.backbones.by_role[role].option: value for role, value in weights.items()}
+    return [f"--weights={name}={value}" for name, value in named.items() if value != "published"]
 
 
 def _store(layout: Layout, backbone: Backbone) -> Path:
@@ -382,6 +399,28 @@ def _table_job(name: str, runs: list[str], split: str, layout: Layout, path: Pat
         inputs=tuple(layout.evaluation(run, split) for run in runs),
         outputs=(path,),
         stdout=path,
+    )
+
+
+def _seconds_job(
+    runs: list[str], manifest: Manifest, layout: Layout, videos: Path, *, device: str
+) -> Job:
+    """Nothing else of the experiment runs beside it."""
+    fine = next(run.fine for run in manifest.all_runs if run.name == runs[0])
+    weights = _weights(manifest, layout)
+    return Job(
+        name="seconds",
+        argv=(
+            *("pipelines", "time", *(str(layout.run(run)) for run in runs)),
+            *("--videos", str(videos), "--count", str(manifest.report.seconds_videos)),
+            *_weights_options({role: weights[role] for role in ("coarse", fine)}, manifest),
+            "--json",
+        ),
+        where=("--device", device),
+        inputs=tuple(layout.model(run) for run in runs),
+        outputs=(layout.seconds,),
+        stdout=layout.seconds,
+        gpus=None,
     )
 
 

@@ -303,6 +303,8 @@ class Report(Section):
     filmstrip: RunPattern | None = None  # the run whose gate is pictured; no pattern
     filmstrip_videos: int = Field(default=6, ge=1)
     figures: tuple[RunPattern, ...] = ()  # the runs of the paper's figures
+    seconds: tuple[RunPattern, ...] = ()  # runs timed from file to prediction, one fine backbone
+    seconds_videos: int = Field(default=10, ge=1)
     tables: dict[Name, Annotated[tuple[RunPattern, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )  # tables of some runs, beside the one of all
@@ -338,7 +340,7 @@ class Manifest(Section):
         wanted = self.report.filmstrip
         if wanted is not None and wanted not in names:
             raise ValueError(f"report.filmstrip: {_unknown('run', wanted, names)}")
-        named = {"figures": self.report.figures}
+        named = {"figures": self.report.figures, "seconds": self.report.seconds}
         named |= {f"tables.{name}": patterns for name, patterns in self.report.tables.items()}
         for key, patterns in named.items():
             for pattern in patterns:
@@ -357,6 +359,17 @@ class Manifest(Section):
                     f"runs.{number}.own_head: backbone {run.fine!r} is not finetuned, so it has no "
                     "classifier for these classes; give it `finetune`, or leave own_head out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _timed_runs_have_one_fine_backbone(self) -> Manifest:
+        timed = self.runs_like(self.report.seconds)
+        roles = sorted({run.fine for run in self.all_runs if run.name in timed})
+        if len(roles) > 1:
+            raise ValueError(
+                f"report.seconds: its runs read the fine features of {' and '.join(roles)}; name "
+                "runs of one fine backbone"
+            )
         return self
 
     def missing_inputs(self) -> list[str]:

@@ -20,8 +20,18 @@ from liteeval_train.run_files import RunFiles
 THUMBNAIL_PX = (320, 240)  # width, height
 MAX_FRAMES = 36  # of a video in the picture
 RESULT_KEYS = frozenset(
-    ("video_id", "labels", "predicted", "correct", "rows", "used", "pts_seconds")
-    + ("frames", "fine_frames", "gflops")
+    [
+        "video_id",
+        "labels",
+        "predicted",
+        "correct",
+        "rows",
+        "used",
+        "pts_seconds",
+        "frames",
+        "fine_frames",
+        "gflops",
+    ]
 )  # of a line of evaluate_SPLIT_videos.jsonl, that are shown
 
 

@@ -36,6 +36,7 @@ from pipelines.jobs import Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, load_manifest
 from pipelines.report import ReportError, choose_results, make_filmstrip, read_results
 from pipelines.stamps import Stamp
+from pipelines.timing import read_timings, timing_rows
 
 GATED = ("liteeval", "liteeval-rl")
 MOST_CURVES = 8  # in a figure
@@ -58,6 +59,7 @@ class Subject:
     strips: int = 6
     layout: Layout | None = None  # of the experiment, if the runs belong to one
     figures: Path | None = None  # folder of curves that were drawn for this split
+    seconds: Path | None = None  # what was measured from the file to the prediction
     jobs: frozenset[str] = frozenset()  # that the manifest has now
     manifest: str = ""
 
@@ -74,6 +76,7 @@ class Subject:
             strips=report.filmstrip_videos,
             layout=layout,
             figures=layout.figures if report.figures else None,
+            seconds=layout.seconds if report.seconds else None,
             jobs=frozenset(job.name for job in plan_jobs(manifest, layout)),
             manifest=manifest.to_yaml(),
         )
@@ -354,7 +357,7 @@ def _results(runs: Sequence[PageRun]) -> dict[str, Any]:
 
 
 def _tables(subject: Subject, runs: Sequence[PageRun]) -> list[dict[str, Any]]:
-    """Runs by what differs, then the manifest's tables that say something else."""
+    """Runs by what differs, the manifest's tables that say something else, then seconds."""
     grouped = group_runs([run.compared for run in runs if run.compared])
     tables = [
         {"title": table.title, "header": table_header(table), "rows": table_cells(table)}
@@ -367,6 +370,11 @@ def _tables(subject: Subject, runs: Sequence[PageRun]) -> list[dict[str, Any]]:
             rows = [[row["name"], *row["cells"], row["method"]] for row in results["rows"]]
             header = ["run", *RESULT_HEADER]
             tables += [{"title": title, "header": header, "rows": rows}] if rows else []
+    timings = read_timings(subject.seconds) if subject.seconds else []
+    if timings:
+        header, *rows = timing_rows(timings)
+        title = "Time per video, from opening the file to the prediction"
+        tables.append({"title": title, "header": header, "rows": rows})
     return tables
 
 

@@ -7,6 +7,7 @@ is the same work for all but UNIFORM and overlaps with the rest.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -109,12 +110,11 @@ def _summarise(name: str, live: LiveRun, repeats: list[list[VideoPrediction]]) -
     )  # fmt: skip
 
 
-def format_timings(timings: Sequence[Timing]) -> str:
-    """A table; its last two columns are ratios to the first run."""
+def timing_rows(timings: Sequence[Timing]) -> list[list[str]]:
+    """Header and a row for each run; the last two columns are ratios to the first one."""
     base = timings[0]
     header = ["run", "read finely", "GFLOPs", *(f"{part} ms" for part in PARTS)]
-    rows = [[*header, f"time ÷ {base.run}", f"GFLOPs ÷ {base.run}"]]
-    rows += [
+    return [[*header, f"time ÷ {base.run}", f"GFLOPs ÷ {base.run}"]] + [
         [
             timing.run,
             f"{timing.fine_frames_mean:.1f} of {timing.frames_mean:.1f}",
@@ -125,10 +125,24 @@ def format_timings(timings: Sequence[Timing]) -> str:
         ]
         for timing in timings
     ]
-    note = f"{base.videos} videos, median; {FLOP_CONVENTION}; parts overlap: total is less than all"
-    return f"{note}\n\n{align_columns(rows)}"
+
+
+def format_timings(timings: Sequence[Timing]) -> str:
+    note = (
+        f"{timings[0].videos} videos, median; {FLOP_CONVENTION}; parts overlap: the total is less "
+        "than their sum"
+    )
+    return f"{note}\n\n{align_columns(timing_rows(timings))}"
 
 
 def timings_to_dict(timings: Sequence[Timing]) -> dict[str, Any]:
     """As --json prints them."""
     return {"flop_convention": FLOP_CONVENTION, "runs": [asdict(timing) for timing in timings]}
+
+
+def read_timings(path: Path) -> list[Timing]:
+    """What `liteeval time --json` printed; empty if there is no such file, or none of this form."""
+    try:
+        return [Timing(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []

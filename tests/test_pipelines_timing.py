@@ -11,8 +11,19 @@ from conftest import LIVE_METHODS
 
 from liteeval_train.run_files import RunFiles
 from pipelines.cli import main
+from pipelines.jobs import Layout, plan_jobs
 from pipelines.live import open_live
-from pipelines.timing import PARTS, Timing, TimingError, format_timings, pick_videos, time_runs
+from pipelines.manifest import ManifestError, load_manifest
+from pipelines.timing import (
+    PARTS,
+    Timing,
+    TimingError,
+    format_timings,
+    pick_videos,
+    read_timings,
+    time_runs,
+    timings_to_dict,
+)
 
 
 def call(*arguments: object) -> Result:
@@ -56,6 +67,38 @@ def test_the_table_gives_ratios_to_the_first_run() -> None:
     assert cells[0][-2:] == ["1.00", "1.00"]
     assert cells[1][-2:] == ["2.50", "4.00"]
     assert cells[1][1:5] == ["10.0", "of", "10.0", "80.00"]
+
+
+def test_what_was_measured_is_read_again_and_damage_is_nothing(tmp_path: Path) -> None:
+    timing = Timing("a", "lstm", 3, 10.0, 10.0, 78.0, dict.fromkeys(PARTS, 0.25))
+    path = tmp_path / "seconds.json"
+    path.write_text(json.dumps(timings_to_dict([timing])))
+    assert read_timings(path) == [timing]
+    path.write_text(path.read_text()[:40])
+    assert read_timings(path) == read_timings(tmp_path / "none.json") == []
+
+
+def test_a_manifest_times_runs_of_one_fine_backbone(tmp_path: Path) -> None:
+    text = (
+        "name: mine\ndata: {videos: v, labels: labels.csv}\nbackbones:\n"
+        "  coarse: {name: mobilenet_v2, size: 112}\n"
+        "  fine: {name: resnet101, size: 224, weights: w.pth, finetune: {}}\n"
+        "  others: {big: {name: dpn107, size: 224}}\n"
+        "runs: [{method: lstm}, {method: liteeval}, {method: lstm, name: deep, fine: big}]\n"
+    )
+    manifest = tmp_path / "mine.yaml"
+    manifest.write_text(text + 'report: {seconds: ["l*"], seconds_videos: 7}\n')
+    layout = Layout(tmp_path / "out")
+    jobs = {job.name: job for job in plan_jobs(load_manifest(manifest), layout)}
+    assert jobs["seconds"].inputs == (layout.model("lstm"), layout.model("liteeval"))
+    assert jobs["seconds"].gpus is None  # alone
+    assert f"--weights=resnet101@224={layout.finetuned('fine')}" in jobs["seconds"].argv
+    context = main.commands["time"].make_context("time", [*jobs["seconds"].argv[2:]])
+    assert context.params["count"] == 7
+    assert context.params["runs"] == (layout.run("lstm"), layout.run("liteeval"))
+    manifest.write_text(text + 'report: {seconds: ["*"]}\n')
+    with pytest.raises(ManifestError, match="fine features of big and fine"):
+        load_manifest(manifest)
 
 
 def test_a_run_that_computes_more_than_it_says_is_told(
