@@ -36,6 +36,7 @@ def video_cost(
     coarse_gflops: float,
     fine_gflops: float,
     head: HeadFlops,
+    read_again: int = 0,
 ) -> Cost:
     """The cost of one video.
 
@@ -43,10 +44,10 @@ def video_cost(
         coarse_frames, fine_frames: frames on which each backbone ran.
         frames_seen: steps that the head took.
         coarse_gflops, fine_gflops: of each backbone per frame, as the stores say.
+        read_again: steps of the head on fine frames that it had read before; no backbone runs.
 
     10 frames seen, 2 of them finely, at 0.08 and 7.8 GFLOPs: 0.8 + 15.6, plus the head's.
     """
-    multiply_adds = (
-        frames_seen * head.per_frame + fine_frames * head.per_fine_frame + head.per_video
-    )
+    fine_steps = fine_frames + read_again
+    multiply_adds = frames_seen * head.per_frame + fine_steps * head.per_fine_frame + head.per_video
     return Cost(coarse_frames * coarse_gflops, fine_frames * fine_gflops, multiply_adds / 1e9)

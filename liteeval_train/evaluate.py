@@ -68,6 +68,7 @@ class Trace:
     used_T: np.ndarray  # bool, rows read finely
     seen_T: np.ndarray  # bool, rows seen at all
     step_scores_TK: Tensor | None = None
+    read_again: int = 0  # steps of the head on rows it had read before
 
 
 def evaluate_method(
@@ -135,24 +136,30 @@ def _unpack(batch: Batch, prediction: Prediction) -> Iterator[Trace]:
     used_N, seen_N = prediction.used_N.cpu().numpy(), prediction.seen_N.cpu().numpy()
     steps_NK = prediction.step_scores_NK
     steps_NK = None if steps_NK is None else steps_NK.cpu()
+    again_B = [0] * len(scores_BK)
+    if prediction.read_again_B is not None:
+        again_B = prediction.read_again_B.tolist()
     for video, sample in enumerate(batch.samples):
         rows = batch.packing.rows_of(video)
         steps_TK = None if steps_NK is None else steps_NK[torch.from_numpy(rows)]
-        yield Trace(sample, scores_BK[video], used_N[rows], seen_N[rows], steps_TK)
+        marks = used_N[rows], seen_N[rows]
+        yield Trace(sample, scores_BK[video], *marks, steps_TK, again_B[video])
 
 
-def cost_function(method: Method, pair: StorePair) -> Callable[[int, int], Cost]:
-    """The cost of a video by its frames seen and its frames read finely."""
+def cost_function(method: Method, pair: StorePair) -> Callable[[Trace], Cost]:
+    """The cost of a video by what the method did on it."""
     head = method.head_flops()
 
-    def cost(frames: int, fine_frames: int) -> Cost:
+    def cost(trace: Trace) -> Cost:
+        frames = int(trace.seen_T.sum())
         return video_cost(
             coarse_frames=frames if method.reads_coarse else 0,
-            fine_frames=fine_frames,
+            fine_frames=int(trace.used_T.sum()),
             frames_seen=frames,
             coarse_gflops=pair.coarse.gflops_per_frame,
             fine_gflops=pair.fine.gflops_per_frame,
             head=head,
+            read_again=trace.read_again,
         )
 
     return cost
@@ -160,7 +167,7 @@ def cost_function(method: Method, pair: StorePair) -> Callable[[int, int], Cost]
 
 def summarise(
     traces: Sequence[Trace],
-    cost: Callable[[int, int], Cost],
+    cost: Callable[[Trace], Cost],
     classes: list[str],
     about: dict[str, Any],
     *,
@@ -177,7 +184,7 @@ def summarise(
                 "the stores with liteeval-extract verify. If they are sound, the model is not: "
                 "train again with a lower learning_rate or precision 32-true"
             )
-    costs = [cost(int(trace.seen_T.sum()), int(trace.used_T.sum())) for trace in traces]
+    costs = [cost(trace) for trace in traces]
     results = [_result(t, c, classes) for t, c in zip(traces, costs, strict=True)]
     scores_VK = torch.stack([trace.scores_K for trace in traces])
     labels_VK = torch.zeros_like(scores_VK)

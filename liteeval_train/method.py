@@ -41,6 +41,7 @@ class Prediction:
     used_N: Tensor  # bool, rows read finely
     seen_N: Tensor  # bool, rows seen at all
     step_scores_NK: Tensor | None = None  # scores had the video ended at this row
+    read_again_B: Tensor | None = None  # int, steps of the head on rows it had read before
 
     def __post_init__(self) -> None:
         if self.scores_BK.ndim != 2 or self.used_N.ndim != 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,23 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of every process's `values`; its gradient reaches all of them."""
     if world_size() == 1:
         return values
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+    total: Tensor = _SumOverProcesses.apply(values)
+    return total
 
-    total: Tensor = all_reduce(values)
+
+class _SumOverProcesses(torch.autograd.Function):
+    """What one process adds reaches the loss of every process, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _all_reduce(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _all_reduce(grad)
+
+
+def _all_reduce(values: Tensor) -> Tensor:
+    total = values.detach().clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
     return total

@@ -135,7 +135,7 @@ class LiveRun:
         batch.fine_ND = lazy  # type: ignore[assignment]
         return batch
 
-    def cost(self, frames: int, fine_frames: int) -> Cost:
+    def cost(self, frames: int, fine_frames: int, read_again: int = 0) -> Cost:
         info, method = self.run.info, self.run.method
         return video_cost(
             coarse_frames=frames if self.coarse else 0,
@@ -144,6 +144,7 @@ class LiveRun:
             coarse_gflops=info.coarse.identity["gflops_per_frame"],
             fine_gflops=info.fine.identity["gflops_per_frame"],
             head=method.head_flops(),
+            read_again=read_again,
         )
 
 

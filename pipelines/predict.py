@@ -138,6 +138,7 @@ class _OpenVideo:
         self.spent = False  # whether the budget of fine frames is
         self._live, self._video, self._begun, self._budget = live, video, begun, budget
         self._carried: Any = None
+        self._read_again = 0
         self._scores_K = torch.empty(0)
         self._used_T: list[bool] = []
         self._seen_T: list[bool] = []
@@ -175,6 +176,8 @@ class _OpenVideo:
         self._scores_K = prediction.scores_BK[0].cpu()
         self._used_T += prediction.used_N.tolist()
         self._seen_T += prediction.seen_N.tolist()
+        if prediction.read_again_B is not None:
+            self._read_again += int(prediction.read_again_B.sum())
         self._done = time.monotonic()
         fine = live.fine.seconds - fine_before
         self._seconds["fine"] += fine
@@ -187,7 +190,7 @@ class _OpenVideo:
             coarse_TD = torch.cat(self._coarse_TD) if self._coarse_TD else None
             self._run_method(coarse_TD, self._fine_pixels_T, decoded.pts_seconds)
         frames, fine_frames, rows = sum(self._seen_T), sum(self._used_T), len(decoded.pts_seconds)
-        cost = live.cost(frames, fine_frames)
+        cost = live.cost(frames, fine_frames, self._read_again)
         best = self._scores_K.topk(min(5, len(classes)))
         top5 = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return VideoPrediction(

@@ -7,7 +7,9 @@ import torch
 from liteeval_train.baselines.agent import at_last_step, discounted_returns
 from liteeval_train.baselines.fastforward import seconds_per_row
 from liteeval_train.config import resolve_config
+from liteeval_train.cost import video_cost
 from liteeval_train.data import Batch, Sample, collate, with_uniforms
+from liteeval_train.method import HeadFlops
 from liteeval_train.methods import build_method
 
 CLASSES = 3
@@ -73,6 +75,21 @@ def test_batch_mates_change_no_prediction(name):
     for video, sample in enumerate(batch.samples):
         alone = method.predict(collate([sample], classes=CLASSES))
         torch.testing.assert_close(alone.scores_BK[0], together.scores_BK[video])
+
+
+def test_frame_read_again_costs_a_step_of_the_head_and_no_backbone():
+    method = make_method("frameglimpse", "glimpses=4").eval()
+    with torch.no_grad():
+        method.move.weight.zero_()
+        method.move.bias.fill_(-50.0)  # always back to the first frame
+        method.stop.bias.fill_(-50.0)
+    prediction = method.predict(make_batch([9, 1]))
+    assert prediction.used_N.sum() == 2  # one row of each video
+    assert prediction.read_again_B.tolist() == [3, 3]
+    head = HeadFlops(per_frame=0, per_fine_frame=10**9, per_video=0)
+    options = {"coarse_frames": 0, "fine_frames": 1, "frames_seen": 1, "coarse_gflops": 0.0}
+    cost = video_cost(**options, fine_gflops=7.0, head=head, read_again=3)
+    assert (cost.fine, cost.recurrent) == (7.0, 4.0)
 
 
 def test_moves_are_seconds_not_rows():

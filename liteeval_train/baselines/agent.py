@@ -175,15 +175,18 @@ class Agent(Method):
             raise ValueError("an agent jumps: it has no prediction at every frame")
         episode = self.play(batch, None)
         running_SB = torch.stack(episode.running)
-        final_BK = at_last_step(torch.stack(episode.logits), running_SB.float().sum(dim=0))
+        reads_B = running_SB.sum(dim=0)
+        final_BK = at_last_step(torch.stack(episode.logits), reads_B)
         used_N = torch.zeros_like(batch.video_N, dtype=torch.bool)
         used_N[torch.stack(episode.rows)[running_SB]] = True
-        return Prediction(final_BK.softmax(dim=1), used_N, used_N)
+        rows_B = torch.zeros_like(reads_B).index_add(0, batch.video_N, used_N.to(reads_B.dtype))
+        again_B = reads_B - rows_B
+        return Prediction(final_BK.softmax(dim=1), used_N, used_N, read_again_B=again_B)
 
     def head_flops(self) -> HeadFlops:
         """Stop and move run after each frame read, the classifier at the end, the value never.
 
-        A frame read twice is counted once.
+        Where a frame is read twice, its backbone runs once and the rest twice.
         """
         hidden = self.config.fine_hidden
         decisions = hidden * (self.stop.out_features + self.move.out_features)
