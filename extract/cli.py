@@ -39,6 +39,9 @@ def _print_json(document: Any) -> None:
 
 def _decode_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
+        click.option("--max-duration", default=24 * 3600.0, show_default=True,
+                     type=click.FloatRange(0, min_open=True),
+                     help="Seconds; longer videos are refused."),
         click.option("--max-pixels", default=16384 * 16384 - 1, show_default=True,
                      type=click.IntRange(1), help="Refuse larger frames."),
         click.option("--on-corrupt", default="keep", show_default=True,
@@ -136,6 +139,7 @@ def run_extraction(
     decoder: str,
     on_corrupt: str,
     max_pixels: int,
+    max_duration: float,
     batch_size: int,
     precision: str,
     shard: str | None,
@@ -169,7 +173,7 @@ def run_extraction(
             fps=fps,
             device=_checked_device(device),
             workers=workers,
-            decode=DecodeOptions(decoder, on_corrupt, max_pixels),
+            decode=DecodeOptions(decoder, on_corrupt, max_pixels, max_duration),
             batch_size=batch_size,
             precision=precision,
             limits=DecodeLimits(timeout_seconds=timeout_seconds),
@@ -314,6 +318,7 @@ def finetune(
     decoder: str,
     on_corrupt: str,
     max_pixels: int,
+    max_duration: float,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -349,7 +354,7 @@ def finetune(
     options = FinetuneOptions(
         device=_checked_device(device),
         cache_bytes=int(cache_gb * (1 << 30)),
-        decode=DecodeOptions(decoder, on_corrupt, max_pixels),
+        decode=DecodeOptions(decoder, on_corrupt, max_pixels, max_duration),
         limits=DecodeLimits(timeout_seconds=timeout_seconds),
         **how,
     )
@@ -391,7 +396,13 @@ def _print_finetuned(facts: dict[str, Any]) -> None:
 @_decode_options
 @_json_option
 def frames(
-    video: Path, fps: float, decoder: str, on_corrupt: str, max_pixels: int, as_json: bool
+    video: Path,
+    fps: float,
+    decoder: str,
+    on_corrupt: str,
+    max_pixels: int,
+    max_duration: float,
+    as_json: bool,
 ) -> None:
     """Show which frames of VIDEO the rows of a store would hold, and decode them.
 
@@ -402,7 +413,9 @@ def frames(
     from extract.decode import DecodeOptions, describe_samples
 
     with _user_errors():
-        facts = describe_samples(video, fps, DecodeOptions(decoder, on_corrupt, max_pixels))
+        facts = describe_samples(
+            video, fps, DecodeOptions(decoder, on_corrupt, max_pixels, max_duration)
+        )
     if as_json:
         _print_json(facts)
         return

@@ -22,12 +22,13 @@ it takes closed groups and constant sizes for granted and is wrong without a wor
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +52,9 @@ DEMUXERS = (
     "ivf,rm,dv,wtv,h264,hevc,m4v,obu,apng,amv,swf,yuv4mpegpipe"
 )
 MAX_PIXELS = 16384 * 16384 - 1
-MAX_DURATION_SECONDS = 48 * 3600.0
+MAX_DURATION_SECONDS = 24 * 3600.0
+MAX_SAMPLED_BYTES = 16 << 30
+MAX_FRAME_SECONDS = 10.0
 MAX_STREAMS = 256
 _DRAIN = Packet()  # without data: the codec gives what it still holds
 T = TypeVar("T")
@@ -132,6 +135,17 @@ class Packets:
     in_band_headers: bool = False  # H.264: the picture may change its size on the way
     corrupt: bool = False
 
+    def likely_seconds(self, tick_seconds: float, period_seconds: float) -> float:
+        """How much video this may be, by number and by times, whatever these are worth."""
+        times = [pts for pts in self.pts if pts is not None]
+        span = (max(times) - min(times)) * tick_seconds if times else 0.0
+        return _believable(max(span, len(self.pts) * period_seconds), len(self.pts))
+
+    def ascend(self) -> bool:
+        """Whether the times of decoding do, so that no second count of time begins on the way."""
+        known = [dts for dts in self.dts if dts is not None]
+        return all(before <= after for before, after in pairwise(known))
+
 
 @dataclass(frozen=True)
 class Video:
@@ -155,6 +169,16 @@ class Video:
     corrupt_frames: int = 0
     decoder: str = "pyav"
     options: DecodeOptions = DEFAULTS
+
+    @property
+    def likely_seconds(self) -> float:
+        """How much work the video is, in seconds of common video."""
+        return _believable(self.timeline.duration_seconds, len(self.timeline))
+
+
+def _believable(seconds: float, frames: int) -> float:
+    """Few frames are little work, however long each of them claims to be shown."""
+    return min(seconds, frames * MAX_FRAME_SECONDS)
 
 
 # --- opening -------------------------------------------------------------------------------
@@ -251,24 +275,36 @@ def _check_refusal(
 # --- probing -------------------------------------------------------------------------------
 
 
-def probe(path: str | os.PathLike[str], options: DecodeOptions = DEFAULTS) -> Video:
+def _ignore(seconds: float) -> None:
+    pass
+
+
+def probe(
+    path: str | os.PathLike[str],
+    options: DecodeOptions = DEFAULTS,
+    on_pass: Callable[[float], object] = _ignore,
+) -> Video:
     """Read the timeline of a video from its packets, or by decoding where these mislead.
+
+    Args:
+        on_pass: told before a pass that decodes how many seconds of video that may be.
 
     Raises: DecodeError if nothing in the file can be decoded, a limit is exceeded, there is
         damage that may not be kept, or decord is asked for and would not be exact.
     """
     path = Path(path)
-    if options.on_corrupt == "fail" and options.decoder != "decord":
-        return probe_by_decoding(path, options)  # only decoding everything sees all damage
     with _open_video(path, options) as (container, stream):
         packets = _read_packets(container, stream)
         timeline, pts = _timeline_from_packets(packets, container, stream)
         fps, codec = float(_frame_rate(stream)), stream.codec_context.codec.canonical_name
         objection = _decord_objection(packets, timeline, container, stream)
+        likely_seconds = packets.likely_seconds(float(stream.time_base or 0), 1 / fps)
     decoder = _choose_decoder(path, options, objection)
-    if timeline is None:
+    # Only decoding everything sees all damage.
+    if timeline is None or options.on_corrupt == "fail":
+        on_pass(likely_seconds)
         return probe_by_decoding(path, options)
-    _check_duration(path, timeline, options)
+    _check_duration(path, timeline.duration_seconds, options)
     return Video(path, timeline, fps, codec, packets, pts, decoder=decoder, options=options)
 
 
@@ -287,6 +323,7 @@ def probe_by_decoding(path: str | os.PathLike[str], options: DecodeOptions = DEF
             corrupt += frame is None or frame.is_corrupt
             if frame is not None:
                 stamps.add(frame)
+                _check_duration(path, stamps.end_seconds, options)
         timeline = stamps.timeline()
     if timeline is None:
         raise DecodeError(f"{path}: no frame can be decoded")
@@ -294,33 +331,43 @@ def probe_by_decoding(path: str | os.PathLike[str], options: DecodeOptions = DEF
         raise DecodeError(
             f"{path}: {corrupt} corrupt frames; get the file anew, or allow them (on_corrupt keep)"
         )
-    _check_duration(path, timeline, options)
     return Video(path, timeline, fps, codec, corrupt_frames=int(corrupt), options=options)
 
 
 def decode_video(
-    path: str | os.PathLike[str], use: Callable[[Video], T], options: DecodeOptions = DEFAULTS
+    path: str | os.PathLike[str],
+    use: Callable[[Video], T],
+    options: DecodeOptions = DEFAULTS,
+    on_pass: Callable[[float], object] = _ignore,
 ) -> T:
     """What `use` makes of a probed video; made anew from full decoding where the packets mislead.
 
+    Args:
+        on_pass: told before each pass that decodes how many seconds of video that may be.
+
     Raises: DecodeError as `probe` does, and whatever else `use` raises.
     """
-    video = probe(path, options)
+    video = probe(path, options, on_pass)
     try:
+        on_pass(video.likely_seconds)
         return use(video)
     except PacketsMislead:
-        return use(probe_by_decoding(path, options))
+        on_pass(video.likely_seconds)
+        video = probe_by_decoding(path, options)
+        on_pass(video.likely_seconds)
+        return use(video)
 
 
 def _frame_rate(stream: VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def _check_duration(path: Path, timeline: Timeline, options: DecodeOptions) -> None:
-    if timeline.duration_seconds > options.max_duration_seconds:
+def _check_duration(path: Path, seconds: float, options: DecodeOptions) -> None:
+    if seconds > options.max_duration_seconds:
         raise DecodeError(
-            f"{path}: lasts {timeline.duration_seconds:.0f} s, more than the limit of "
-            f"{options.max_duration_seconds:.0f} s; its timestamps are likely damaged"
+            f"{path}: lasts {seconds:.0f} s, more than the limit of "
+            f"{options.max_duration_seconds:.0f} s; its timestamps are likely damaged, or raise "
+            "--max-duration"
         )
 
 
@@ -372,17 +419,23 @@ def _timeline_from_packets(
     pts = [packets.pts[i] for i in shown]
     if not shown or packets.corrupt or None in pts or not packets.key[0]:
         return None, empty
-    if _has_useless_timestamps(container, stream):
+    if _has_useless_timestamps(container, stream) or not packets.ascend():
         return None, empty
     order = np.argsort(np.array(pts, np.int64), kind="stable")
     ticks = np.array(pts, np.int64)[order]
     first_key_is_first = packets.discard[0] or pts[0] == ticks[0]
     if (np.diff(ticks) <= 0).any() or not first_key_is_first or stream.time_base is None:
         return None, empty
+    if int(ticks[-1]) - int(ticks[0]) > EXACT_TICKS:
+        return None, empty
     last = packets.duration[shown[int(order[-1])]] * stream.time_base
     seconds = (ticks - ticks[0]) * float(stream.time_base)
     duration = seconds[-1] + float(last or 1 / _frame_rate(stream))
     return Timeline(seconds, float(duration)), ticks
+
+
+EXACT_TICKS = 1 << 53  # float64 tells whole numbers apart up to here
+MAX_STEP_BACK_SECONDS = 1.0  # a time further back begins a new count
 
 
 class _FrameStamps:
@@ -396,24 +449,39 @@ class _FrameStamps:
         self._seconds: list[float] = []
         self._last_duration = 0.0
 
+    @property
+    def end_seconds(self) -> float:
+        """When the last frame ends."""
+        if not self._seconds:
+            return 0.0
+        step = (self._last_duration if self._trust_pts else 0.0) or self._period
+        return max(self._seconds[-1] + step, math.nextafter(self._seconds[-1], math.inf))
+
     def add(self, frame: VideoFrame) -> None:
-        """A frame without a later time than the one before follows it by one period."""
-        after = self._seconds[-1] + self._period if self._seconds else 0.0
-        seconds = after
+        """A frame without a later time than the one before follows it; far back, with all after it.
+
+        Recordings that were joined, or that a camera began anew, start to count again.
+        """
+        seconds = after = self.end_seconds
         if self._trust_pts and frame.pts is not None:
-            if self._origin is None:
+            if self._origin is None or self._steps_back(frame.pts):
                 self._origin = frame.pts - round(after / self._time_base)
-            seconds = (frame.pts - self._origin) * self._time_base
+            seconds = self._seconds_of(frame.pts)
         if self._seconds and seconds <= self._seconds[-1]:
             seconds = after
         self._seconds.append(seconds)
         self._last_duration = (frame.duration or 0) * self._time_base
 
+    def _steps_back(self, pts: int) -> bool:
+        behind_seconds = self._seconds[-1] - self._seconds_of(pts) if self._seconds else 0.0
+        return behind_seconds > MAX_STEP_BACK_SECONDS
+
+    def _seconds_of(self, pts: int) -> float:
+        assert self._origin is not None
+        return (pts - self._origin) * self._time_base
+
     def timeline(self) -> Timeline | None:
-        if not self._seconds:
-            return None
-        last = self._last_duration if self._trust_pts else 0.0
-        return Timeline(np.array(self._seconds), self._seconds[-1] + (last or self._period))
+        return Timeline(np.array(self._seconds), self.end_seconds) if self._seconds else None
 
 
 # --- decoding ------------------------------------------------------------------------------
@@ -738,6 +806,7 @@ def sample_frames(
     decoder: str = "auto",
     on_corrupt: str = "keep",
     max_pixels: int = MAX_PIXELS,
+    max_duration_seconds: float = MAX_DURATION_SECONDS,
 ) -> SampledFrames:
     """The frames on display at t = 0, 1 / fps, 2 / fps, … s after the first displayed frame.
 
@@ -747,60 +816,80 @@ def sample_frames(
         decoder: "auto" takes the fastest exact way; "pyav" and "decord" force one.
         on_corrupt: "keep" uses what the codec makes of damaged frames and counts them.
         max_pixels: frames with more are refused.
+        max_duration_seconds: longer videos are refused.
 
-    Raises: DecodeError if the file cannot be decoded, or not exactly by the decoder asked for;
-        ValueError on a bad fps, decoder or on_corrupt.
+    Raises: DecodeError if the file cannot be decoded, or not exactly by the decoder asked for, or
+        if its frames would take more than MAX_SAMPLED_BYTES; ValueError on a bad fps, decoder or
+        on_corrupt.
     """
-    options = DecodeOptions(decoder, on_corrupt, max_pixels)
-    video, frames = _sample(path, fps, options, keep=lambda frame: frame)
-    if len({frame.shape for frame in frames}) > 1:
-        raise DecodeError(f"{path}: the picture size changes; extract its features instead")
-    rows = row_frames(video.timeline, fps)
-    places = np.unique(rows, return_inverse=True)[1]
-    return SampledFrames(
-        frames=np.stack([frames[place] for place in places]),
-        pts_seconds=video.timeline.pts_seconds[rows],
-        frame_index=rows,
-        duration_seconds=video.timeline.duration_seconds,
-        source_fps=video.source_fps,
-        decoder=video.decoder,
-        corrupt_frames=video.corrupt_frames,
-    )
+    options = DecodeOptions(decoder, on_corrupt, max_pixels, max_duration_seconds)
+
+    def sample(video: Video) -> SampledFrames:
+        rows = row_frames(video.timeline, fps)
+        return SampledFrames(
+            frames=_stack_rows(video, rows),
+            pts_seconds=video.timeline.pts_seconds[rows],
+            frame_index=rows,
+            duration_seconds=video.timeline.duration_seconds,
+            source_fps=video.source_fps,
+            decoder=video.decoder,
+            corrupt_frames=video.corrupt_frames,
+        )
+
+    return decode_video(path, sample, options)
+
+
+def _stack_rows(video: Video, rows: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8: each frame decoded once, in all its rows."""
+    stacked = np.empty(0, np.uint8)
+    wanted, first_rows, repeats = np.unique(rows, return_index=True, return_counts=True)
+    frames = iter_frames(video, wanted)
+    for frame, row, count in zip(frames, first_rows.tolist(), repeats.tolist(), strict=True):
+        if row == 0:
+            _check_room(video.path, len(rows), frame)
+            stacked = np.empty((len(rows), *frame.shape), np.uint8)
+        if frame.shape != stacked.shape[1:]:
+            raise DecodeError(
+                f"{video.path}: the picture size changes; extract its features instead"
+            )
+        stacked[row : row + count] = frame
+    return stacked
+
+
+def _check_room(path: Path, rows: int, frame: np.ndarray) -> None:
+    needed, (height, width, _) = rows * frame.nbytes, frame.shape
+    if needed > MAX_SAMPLED_BYTES:
+        raise DecodeError(
+            f"{path}: {rows} rows of {width} × {height} pixels take {needed / 1e9:.1f} GB, more "
+            f"than {MAX_SAMPLED_BYTES / 1e9:.1f}; sample at a lower rate, or extract its features"
+        )
 
 
 def describe_samples(
-    path: str | os.PathLike[str], fps: float = 1.0, options: DecodeOptions = DEFAULTS
+    path: str | os.PathLike[str],
+    fps: float = 1.0,
+    options: DecodeOptions = DEFAULTS,
+    on_pass: Callable[[float], object] = _ignore,
 ) -> dict[str, Any]:
     """What `sample_frames` gives, without the pixels, as plain values; decodes all the same."""
-    video, shapes = _sample(path, fps, options, keep=lambda frame: frame.shape)
-    rows = row_frames(video.timeline, fps)
-    return {
-        "path": str(path),
-        "fps": fps,
-        "width": shapes[0][1],
-        "height": shapes[0][0],
-        "pts_seconds": video.timeline.pts_seconds[rows].tolist(),
-        "frame_index": rows.tolist(),
-        "duration_seconds": video.timeline.duration_seconds,
-        "source_fps": video.source_fps,
-        "decoder": video.decoder,
-        "corrupt_frames": video.corrupt_frames,
-    }
 
+    def describe(video: Video) -> dict[str, Any]:
+        rows = row_frames(video.timeline, fps)
+        sizes = [frame.shape[:2] for frame in iter_frames(video, np.unique(rows))]
+        return {
+            "path": str(path),
+            "fps": fps,
+            "width": sizes[0][1],
+            "height": sizes[0][0],
+            "pts_seconds": video.timeline.pts_seconds[rows].tolist(),
+            "frame_index": rows.tolist(),
+            "duration_seconds": video.timeline.duration_seconds,
+            "source_fps": video.source_fps,
+            "decoder": video.decoder,
+            "corrupt_frames": video.corrupt_frames,
+        }
 
-def _sample(
-    path: str | os.PathLike[str],
-    fps: float,
-    options: DecodeOptions,
-    keep: Callable[[np.ndarray], T],
-) -> tuple[Video, list[T]]:
-    """A probed video and `keep` of each of its wanted frames, each frame once."""
-
-    def sample(video: Video) -> tuple[Video, list[T]]:
-        wanted = np.unique(row_frames(video.timeline, fps))
-        return video, [keep(frame) for frame in iter_frames(video, wanted)]
-
-    return decode_video(path, sample, options)
+    return decode_video(path, describe, options, on_pass)
 
 
 # --- streams -------------------------------------------------------------------------------

@@ -27,13 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.decode import (
-    DecodeError,
-    DecodeOptions,
-    PacketsMislead,
-    Video,
-    decode_video,
-)
+from extract.decode import DecodeError, DecodeOptions, Video, decode_video
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows
 from extract.sampling import evenly_spaced, row_frames
@@ -65,9 +59,11 @@ class DecodeLimits:
     memory_bytes: int = 4 << 30  # of a worker, beyond what it needs to start
 
     def probe_seconds(self, path: Path) -> float:
+        """To read the packets of a file whose length is not known yet."""
         return self.timeout_seconds + path.stat().st_size / PROBE_BYTES_PER_SECOND
 
     def decode_seconds(self, duration_seconds: float) -> float:
+        """For each pass that decodes."""
         return max(self.timeout_seconds, self.timeout_factor * duration_seconds)
 
 
@@ -379,17 +375,16 @@ class _Service:
     def _decode(self, task: DecodeTask) -> Decoded:
         limits, begun = self._options.limits, time.monotonic()
 
-        def send_rows(video: Video) -> Decoded:
-            seconds = limits.decode_seconds(video.timeline.duration_seconds)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            try:
-                return self._send_rows(task, video, begun)
-            except PacketsMislead:
-                signal.setitimer(signal.ITIMER_REAL, seconds)  # to decode everything instead
-                raise
+        def allow(seconds: float) -> None:
+            signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds(seconds))
 
         signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
-        return decode_video(task.path, send_rows, self._options.decode)
+        return decode_video(
+            task.path,
+            lambda video: self._send_rows(task, video, begun),
+            self._options.decode,
+            on_pass=allow,
+        )
 
     def _send_rows(self, task: DecodeTask, video: Video, begun: float) -> Decoded:
         """Decode, preprocess and hand over every row of one video, unless stopped before."""

@@ -239,6 +239,48 @@ def test_avi_with_b_frames_goes_by_order_and_average_rate(tmp_path: Path) -> Non
     assert sampled.pts_seconds == pytest.approx([0, 1, 2])
 
 
+def test_a_recording_that_begins_to_count_again_goes_by_its_order(tmp_path: Path) -> None:
+    """Two of 10 s, joined; the second counts from 5.02 s, so that their times interleave."""
+    first = h264("first.flv", 250).build(tmp_path).read_bytes()
+    times = steady_times(250, 25, start=Fraction(251, 50))
+    second = h264("second.flv", times=times, time_base=Fraction(1, 100)).build(tmp_path)
+    path = tmp_path / "joined.flv"
+    path.write_bytes(
+        first + second.read_bytes()[13:]
+    )  # behind the header and the first back pointer
+    sampled = decode.sample_frames(path)
+    assert numbers(sampled) == 2 * list(range(0, 250, 25))
+    assert sampled.frame_index.tolist() == list(range(0, 500, 25))
+    assert sampled.duration_seconds == pytest.approx(20, abs=0.05)
+
+
+def write_pictures(path: Path, ticks: list[int]) -> None:
+    """A picture at each of these times in milliseconds, as they are."""
+    picture = av.CodecContext.create("mjpeg", "w")
+    picture.width, picture.height, picture.pix_fmt = 96, 64, "yuvj420p"
+    picture.time_base = Fraction(1, 1000)
+    frame = av.VideoFrame.from_ndarray(draw_number(1), format="gray").reformat(format="yuvj420p")
+    (data,) = [bytes(packet) for packet in picture.encode(frame) + picture.encode(None)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for tick in ticks:
+            packet = av.Packet(data)
+            packet.pts = packet.dts = tick
+            packet.time_base, packet.stream = Fraction(1, 1000), stream
+            container.mux(packet)
+
+
+def test_times_that_a_float_cannot_tell_apart_are_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    write_pictures(path, [0, 1 << 56, (1 << 56) + 1])
+    with pytest.raises(decode.DecodeError, match=r"late\.mkv: lasts 7205759403792\d s, more than"):
+        decode.probe(path)
+    options = decode.DecodeOptions(max_duration_seconds=1e15)
+    assert len(decode.probe(path, options).timeline) == 3
+
+
 # --- work that is left out -----------------------------------------------------------------
 
 

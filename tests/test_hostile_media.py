@@ -273,11 +273,35 @@ def test_want_of_memory_is_not_taken_for_damage(tmp_path: Path) -> None:
     assert "memory" in line
 
 
+def row_bomb(folder: Path, seconds: int) -> Path:
+    """Two frames, so many seconds apart."""
+    times = (Fraction(0), Fraction(seconds))
+    return h264("bomb.mkv", times=times, time_base=Fraction(1, 1000)).build(folder)
+
+
 def test_a_video_that_claims_to_last_for_ever_is_refused(tmp_path: Path) -> None:
-    times = (*steady_times(10, 25), Fraction(60 * 3600))
-    path = h264("endless.mkv", times=times, time_base=Fraction(1, 1000)).build(tmp_path)
-    with pytest.raises(decode.DecodeError, match=r"lasts 216000 s, more than the limit of 172800"):
+    path = row_bomb(tmp_path, 60 * 3600)
+    message = r"lasts 216000 s, more than the limit of 86400 s.*raise --max-duration"
+    with pytest.raises(decode.DecodeError, match=message):
         decode.sample_frames(path)
+    with pytest.raises(decode.DecodeError, match=message):
+        decode.probe_by_decoding(path)
+    sampled = decode.sample_frames(path, 1 / 3600, max_duration_seconds=61 * 3600)
+    assert sampled.frame_index.tolist() == [0] * 60 + [1]
+
+
+def test_rows_that_would_fill_the_memory_are_an_error_that_says_so(tmp_path: Path) -> None:
+    path = row_bomb(tmp_path, 20 * 3600)
+    # 72,001 seconds at 1000 rows a second, each of 96 × 64 × 3 bytes.
+    message = r"72000\d{3} rows of 96 × 64 pixels take 132[67]\.\d GB"
+    with pytest.raises(decode.DecodeError, match=message):
+        decode.sample_frames(path, 1000)
+
+
+def test_few_frames_are_little_work_however_long_they_claim_to_be_shown(tmp_path: Path) -> None:
+    passes: list[float] = []
+    decode.decode_video(row_bomb(tmp_path, 20 * 3600), lambda video: None, on_pass=passes.append)
+    assert passes == [20.0]  # two frames of 10 s at most
 
 
 def test_a_file_of_very_many_streams_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from clips import Clip, read_number, steady_times
 from damage import damaged_clips, time_limit
 
+from extract import supervise
 from extract.decode import DecodeOptions
 from extract.preprocess import Preprocessing
 from extract.sampling import first_rows
@@ -134,6 +136,40 @@ def test_more_damaged_videos_than_a_worker_has_slots_all_end(tmp_path: Path) -> 
     assert failed == {path.name for path in growing}
     starts = [e for e in events if isinstance(e, Started) and e.video_id.startswith("damaged")]
     assert len(starts) - 2 * len(damaged) > SLOTS_PER_WORKER  # so many began anew
+
+
+B_FRAMES = {"bf": "2", "g": "12"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options_", "on_corrupt"),
+    [("ill-timed.avi", "mpeg4", B_FRAMES, "keep"), ("timed.mp4", "libx264", {}, "fail")],
+)
+def test_where_decoding_tells_the_times_the_limit_follows_the_videos_length(
+    name: str,
+    codec: str,
+    options_: dict[str, str],
+    on_corrupt: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """250 frames at 25 fps are 10 s: at 30 s per second, 300 to decode it all and 300 for rows."""
+    path = Clip(name, codec, steady_times(250, 25), options=options_, width=64).build(tmp_path)
+    limits = DecodeLimits(timeout_seconds=20.0, timeout_factor=30.0)
+    opts = replace(options(), limits=limits, decode=DecodeOptions(on_corrupt=on_corrupt))
+    alarms = []
+
+    def note(which: int, seconds: float) -> tuple[float, float]:
+        alarms.append(round(seconds))
+        return 0.0, 0.0
+
+    monkeypatch.setattr("extract.supervise.signal.setitimer", note)
+    ours, theirs = Pipe()
+    service = supervise._Service(theirs, bytearray(opts.memory_bytes), opts)
+    with ours, theirs:
+        service.answer(task(path))
+    waits = [0, 0]  # around the wait for each of two slots
+    assert alarms == [20, 300, 300, *waits, *waits, 0]
 
 
 def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -> None:
