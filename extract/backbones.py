@@ -58,6 +58,7 @@ class Architecture:
     default_size_px: int
     minimum_size_px: int = 32
     paper_gflops: float | None = None
+    paper_size_px: int | None = None  # at which the paper counted; None: the default size
     segment_consensus: bool = False  # finetuned on the mean scores of a video's segments
     pathways: Callable[[Tensor], Any] = _one_pathway  # (N, 3, …) → the network's input
 
@@ -94,10 +95,13 @@ def _timm(
         raise BackboneError(f"timm has no pretrained configuration {name!r}")
     config = found.to_dict()
     _, height, width = config["input_size"]
-    plain = height == width and config.get("crop_mode", "center") == "center"
-    if not plain or config["interpolation"] not in ("bilinear", "bicubic"):
+    mode, crop_pct = config.get("crop_mode", "center"), config["crop_pct"]
+    inside = height == width and mode == "center" and crop_pct <= 1
+    if not inside or config["interpolation"] not in ("bilinear", "bicubic"):
         raise BackboneError(
-            f"timm:{name}: only square centre crops, bilinear or bicubic, are supported"
+            f"timm:{name}: only square centre crops that lie inside the picture, bilinear or "
+            f"bicubic, are supported; its own is {width} × {height}, {mode}, crop_pct {crop_pct}, "
+            f"{config['interpolation']}"
         )
     classifier = config["classifier"]
     return Architecture(
@@ -106,7 +110,7 @@ def _timm(
         published=f"timm {name}",
         classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
         preprocessing=Preprocessing(
-            resize_px=int(height / config["crop_pct"]),
+            resize_px=int(height / crop_pct),
             crop_px=height,
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
@@ -161,6 +165,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         default_size_px=224,
         minimum_size_px=224,  # its pooling window is 7 × 7 at stride 32
         paper_gflops=65.71,
+        paper_size_px=256,
         pathways=_slow_and_fast,
     ),
 }
@@ -363,16 +368,24 @@ def without_classifier(network: nn.Module, spec: BackboneSpec) -> Iterator[None]
 
 
 def describe_backbones() -> list[dict[str, Any]]:
-    """The table of backbones at their default sizes, counted from the modules."""
+    """The table of backbones at their default sizes, counted from the modules.
+
+    Beside the paper's GFLOPs stand the size that they are for and our count at that size.
+    """
     rows = []
     for name in ARCHITECTURES:
         architecture = architecture_of(name)
         spec = BackboneSpec(name, architecture.default_size_px)
+        paper = BackboneSpec(name, architecture.paper_size_px or architecture.default_size_px)
+        with torch.device("meta"):  # shapes, no values
+            network = architecture.build()
         rows.append(
             {
                 "backbone": str(spec),
-                **_measure_and_strip(architecture.build(), spec),
+                "gflops_at_paper_size": _gflops(network, paper),
+                **_measure_and_strip(network, spec),
                 "paper_gflops": architecture.paper_gflops,
+                "paper_input_size_px": paper.size_px,
                 "weights": architecture.published,
                 "preprocessing": spec.preprocessing.to_dict(),
                 "flop_convention": flops.CONVENTION,
@@ -381,19 +394,23 @@ def describe_backbones() -> list[dict[str, Any]]:
     return rows
 
 
-def _measure_and_strip(network: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
-    """GFLOPs and parameters of a whole network; then the row size left without classifier."""
-    extractor = FeatureExtractor(network, spec)
+def _gflops(network: nn.Module, spec: BackboneSpec) -> float:
+    """Of one row. Raises: BackboneError if the network does not take this size."""
     pixels = torch.empty(1, *spec.preprocessing.row_shape, dtype=torch.uint8)
     try:
-        gflops = flops.count_gflops(extractor, pixels)
+        return flops.count_gflops(FeatureExtractor(network, spec), pixels)
     except (AssertionError, RuntimeError) as error:
         raise BackboneError(f"{spec}: does not take pictures of this size ({error})") from error
-    parameters = flops.count_parameters(network)
+
+
+def _measure_and_strip(network: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
+    """GFLOPs and parameters of a whole network; then the row size left without classifier."""
+    gflops, parameters = _gflops(network, spec), flops.count_parameters(network)
     for name in architecture_of(spec.name).classifier:
         network.set_submodule(name, nn.Identity())
+    pixels = torch.empty(1, *spec.preprocessing.row_shape, dtype=torch.uint8)
     return {
-        "feature_dim": flops.output_shape(extractor, pixels)[1],
+        "feature_dim": flops.output_shape(FeatureExtractor(network, spec), pixels)[1],
         "parameters": parameters,
         "gflops_per_frame": gflops,
     }

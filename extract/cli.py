@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+LONGEST_TIMEOUT_SECONDS = 7 * 24 * 3600
 
 
 @contextmanager
@@ -31,6 +34,18 @@ def _user_errors() -> Iterator[None]:
         yield
     except (DecodeError, StoreError, VideoListError) as error:
         raise click.ClickException(str(error)) from error
+
+
+class _FiniteRange(click.FloatRange):
+    """A range without NaN, which compares with nothing, and without infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that can be used.", param, ctx)
+        return number
 
 
 def _print_json(document: Any) -> None:
@@ -95,7 +110,7 @@ def main() -> None:
               help="Repeat for several; see `liteeval-extract backbones`.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE|random",
               help="Default: the published weights.")  # fmt: skip
-@click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000),
+@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000),
               help="Rows per second of video.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--workers", default=0, type=click.IntRange(0, 1024),
@@ -108,7 +123,7 @@ def main() -> None:
 @click.option("--shard", metavar="I/N",
               help="Only the videos of shard I (from 0) of N, by a hash of their ids.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=click.FloatRange(0.1),
+              type=_FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), help="Extract only these video_ids.")
 @_json_option
@@ -157,11 +172,10 @@ def run_extraction(
     from extract.decode import DecodeOptions
     from extract.run import ExtractOptions, extract_features
     from extract.supervise import DecodeLimits
-    from extract.videos import find_videos, take_shard
+    from extract.videos import take_shard
 
     with _user_errors():
-        with tqdm(desc="scan", unit="video", delay=1) as bar:
-            found = find_videos(videos, on_found=bar.update)
+        found = _scan(videos)
         if not found:
             raise click.ClickException(f"no video file in {', '.join(map(str, videos))}")
         if labels is not None:
@@ -191,6 +205,23 @@ def run_extraction(
         sys.exit(EXIT_SOME_FAILED)
 
 
+def _scan(sources: tuple[Path, ...]) -> list[Any]:
+    """The videos of VIDEOS, with progress; says how many other files are there."""
+    from extract.videos import find_videos
+
+    skipped: Counter[str] = Counter()
+
+    def skip(name: str) -> None:
+        skipped[os.path.splitext(name)[1].lower() or "without suffix"] += 1
+
+    with tqdm(desc="scan", unit="video", delay=1) as bar:
+        found = find_videos(sources, on_found=bar.update, on_skipped=skip)
+    if skipped:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(5))
+        click.echo(f"passed over {skipped.total()} files that are no videos ({kinds})", err=True)
+    return found
+
+
 def _print_summary(facts: dict[str, Any], out: Path) -> None:
     click.echo(
         f"{facts['videos']} videos extracted, {facts['rows']} rows, "
@@ -216,6 +247,8 @@ def _labelled(found: list[Any], labels: Path) -> list[Any]:
     from extract.videos import read_labelled_ids
 
     wanted = set(read_labelled_ids(labels))
+    if not wanted:
+        raise click.ClickException(f"{labels}: nothing below the header; list video_ids there")
     missing = sorted(wanted - {video.id for video in found})
     if missing:
         click.echo(
@@ -272,11 +305,11 @@ def _checked_device(device: str) -> str:
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(0),
               help="0: a classifier on frozen features alone.")  # fmt: skip
 @click.option("--lr", "learning_rate", default=0.01, show_default=True,
-              type=click.FloatRange(0, min_open=True),
+              type=_FiniteRange(0, min_open=True),
               help="At first; falls as a cosine.")  # fmt: skip
-@click.option("--weight-decay", default=5e-4, show_default=True, type=click.FloatRange(0))
+@click.option("--weight-decay", default=5e-4, show_default=True, type=_FiniteRange(0))
 @click.option("--clip-norm", default=1.0, show_default=True,
-              type=click.FloatRange(0, min_open=True), help="Of the gradient.")  # fmt: skip
+              type=_FiniteRange(0, min_open=True), help="Of the gradient.")  # fmt: skip
 @click.option("--batch", "batch_videos", default=16, show_default=True, type=click.IntRange(2),
               help="Videos per step, of all processes together.")  # fmt: skip
 @click.option("--segments", default=3, show_default=True, type=click.IntRange(1, 1000),
@@ -284,17 +317,17 @@ def _checked_device(device: str) -> str:
 @click.option("--consensus/--no-consensus", default=None,
               help="Loss of a video's mean logits. Default: for dpn107.")  # fmt: skip
 @click.option("--label-smoothing", default=0.0, show_default=True,
-              type=click.FloatRange(0, 1, max_open=True))  # fmt: skip
+              type=_FiniteRange(0, 1, max_open=True))  # fmt: skip
 @click.option("--crop-area", default=0.4, show_default=True,
-              type=click.FloatRange(0, 1, min_open=True),
+              type=_FiniteRange(0, 1, min_open=True),
               help="Smallest share of a picture that a random crop shows.")  # fmt: skip
-@click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000),
+@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000),
               help="Rows per second of video.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--cache", type=click.Path(path_type=Path),
               help="Keep decoded pixels here. Default: in --out, until the end.")  # fmt: skip
-@click.option("--cache-gb", default=20.0, show_default=True, type=click.FloatRange(0.001),
+@click.option("--cache-gb", default=20.0, show_default=True, type=_FiniteRange(0.001),
               help="GiB of decoded pixels, at most: bounds the rows of a video.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--precision", default="fp32", show_default=True,
@@ -303,7 +336,7 @@ def _checked_device(device: str) -> str:
               help="Processes that decode and crop; 0, the default: cores − 1.")  # fmt: skip
 @_decode_options
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=click.FloatRange(0.1),
+              type=_FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @_json_option
 def finetune(
@@ -343,7 +376,6 @@ def finetune(
     from extract.labels import LabelError, read_labels
     from extract.pixels import PixelError
     from extract.supervise import DecodeLimits
-    from extract.videos import find_videos
 
     try:
         spec = parse_backbone(backbone)
@@ -361,7 +393,7 @@ def finetune(
     try:
         with _user_errors():
             result = train(
-                find_videos(videos),
+                _scan(videos),
                 read_labels(labels),
                 spec,
                 out,
@@ -392,7 +424,7 @@ def _print_finetuned(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("video", type=click.Path(path_type=Path))
-@click.option("--fps", default=1.0, show_default=True, type=click.FloatRange(0.001, 1000))
+@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000))
 @_decode_options
 @_json_option
 def frames(
@@ -449,9 +481,17 @@ def backbones(as_json: bool) -> None:
         paper = "" if row["paper_gflops"] is None else f"{row['paper_gflops']:.2f}"
         click.echo(
             f"{row['backbone']:20} {row['feature_dim']:5d} {row['parameters']:11d} "
-            f"{row['gflops_per_frame']:10.4f} {paper:>6}"
+            f"{row['gflops_per_frame']:10.4f} {paper:>6}{_at_another_size(row)}"
         )
     click.echo(f"({rows[0]['flop_convention']})")
+
+
+def _at_another_size(row: dict[str, Any]) -> str:
+    """What the paper's figure compares with where it is not for the backbone's default size."""
+    size = row["paper_input_size_px"]
+    if row["backbone"].endswith(f"@{size}"):
+        return ""
+    return f" at {size}, where we count {row['gflops_at_paper_size']:.4f}"
 
 
 @main.command()
@@ -484,7 +524,8 @@ def inspect(store: Path, as_json: bool) -> None:
               help="For --deep: the weights files that the stores were made with.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="For --deep: as in `run`.")
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=click.FloatRange(0.001), help="For --deep: as in `run`.")  # fmt: skip
+              type=_FiniteRange(0.001, LONGEST_TIMEOUT_SECONDS),
+              help="For --deep: as in `run`.")  # fmt: skip
 @_json_option
 def verify(
     stores: tuple[Path, ...],
@@ -505,18 +546,17 @@ def verify(
       liteeval-extract verify features/*
       liteeval-extract verify features/resnet101_224 --deep --weights resnet101=resnet101.pth
     """
-    from extract.store import unfinished_parts, verify_store
+    from extract.store import unfinished_parts
 
-    with _user_errors():
-        problems = {str(store): verify_store(store) for store in stores if not store.is_file()}
-        if deep:
-            for store in problems:
-                problems[store] += _verify_deep(
-                    Path(store), weights, device, videos=sample, timeout_seconds=timeout_seconds
-                )
-    if not problems:
+    folders = [store for store in stores if not os.path.isfile(store)]
+    if not folders:
         raise click.ClickException("only files were given; a store is a folder")
-    unfinished = {store: unfinished_parts(Path(store)) for store in problems}
+    problems = {str(folder): _store_problems(folder) for folder in folders}
+    if deep:
+        limit = {"videos": sample, "timeout_seconds": timeout_seconds}
+        for name, lines in _verify_deep(folders, weights, _checked_device(device), **limit).items():
+            problems[name] += lines
+    unfinished = {name: unfinished_parts(Path(name)) for name in problems}
     if as_json:
         names = {name: [path.name for path in parts] for name, parts in unfinished.items()}
         ok = not any(problems.values())
@@ -535,24 +575,63 @@ def verify(
         sys.exit(1)
 
 
+def _store_problems(folder: Path) -> list[str]:
+    from extract.store import StoreError, verify_store
+
+    try:
+        return verify_store(folder)
+    except StoreError as error:  # one line among those of the other stores
+        return [str(error)]
+
+
 def _verify_deep(
-    path: Path, weights: tuple[str, ...], device: str, *, videos: int, timeout_seconds: float
+    folders: list[Path], weights: tuple[str, ...], device: str, **limit: Any
+) -> dict[str, list[str]]:
+    """The problems of each store that can be opened; _store_problems tells of the others."""
+    from extract.backbones import BackboneError
+    from extract.store import FeatureStore, StoreError
+
+    opened, names = {}, set()
+    for folder in folders:
+        with suppress(StoreError):
+            store = opened[str(folder)] = FeatureStore(folder)
+            names |= {store.identity.backbone, _backbone_name(store)}
+    unused = [option for option in weights if option.partition("=")[0] not in names]
+    if unused and len(opened) == len(folders):
+        known = ", ".join(_backbone_name(store) for store in opened.values())
+        raise click.UsageError(f"--weights {unused[0]}: no store here is of it ({known})")
+    problems = {}
+    for name, store in opened.items():
+        try:
+            problems[name] = _recompute(store, weights, device, **limit)
+        except (BackboneError, StoreError) as error:
+            problems[name] = [str(error)]
+    return problems
+
+
+def _backbone_name(store: Any) -> str:
+    return f"{store.identity.backbone}@{store.identity.input_size_px}"
+
+
+def _recompute(
+    store: Any, weights: tuple[str, ...], device: str, *, videos: int, timeout_seconds: float
 ) -> list[str]:
+    from extract.backbones import load_backbone, parse_backbone, parse_weights
     from extract.deep import recompute_sample
     from extract.run import ExtractOptions
-    from extract.store import FeatureStore
     from extract.supervise import DecodeLimits
 
-    chosen_device = ExtractOptions(device=_checked_device(device)).torch_device()
-    store = FeatureStore(path)
-    identity = store.identity
-    name = f"{identity.backbone}@{identity.input_size_px}"
-    chosen = [w for w in weights if w.partition("=")[0] in (identity.backbone, name)]
-    if identity.weights.startswith("random"):
-        chosen = [f"{name}=random"]
-    (backbone,) = _load((name,), tuple(chosen))
-    limits = DecodeLimits(timeout_seconds=timeout_seconds)
-    return recompute_sample(store, backbone, videos=videos, device=chosen_device, limits=limits)
+    spec = parse_backbone(_backbone_name(store))
+    chosen = [w for w in weights if w.partition("=")[0] in (spec.name, str(spec))]
+    if store.identity.weights.startswith("random"):
+        chosen = [f"{spec}=random"]
+    return recompute_sample(
+        store,
+        load_backbone(spec, parse_weights(chosen, [spec])[str(spec)]),
+        videos=videos,
+        device=ExtractOptions(device=device).torch_device(),
+        limits=DecodeLimits(timeout_seconds=timeout_seconds),
+    )
 
 
 @main.command()

@@ -20,7 +20,7 @@ PUBLISHED = ("torchvision ", "timm ", "pytorchvideo ")  # how stores name publis
 def append_failure(
     out: Path, video_id: str, path: Path, *, stage: str, error: str, attempts: int
 ) -> None:
-    """Add one line; several processes may do so at once."""
+    """Add one line, on a line of its own whatever a crash left; several processes may do so."""
     record = {
         "video_id": video_id,
         "path": printable(os.path.abspath(path)),
@@ -30,18 +30,25 @@ def append_failure(
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     try:
-        with (out / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with (out / FAILURES).open("a+b") as file:
+            begun = file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            file.write(b"\n" * bool(begun) + line.encode())
     except OSError as error:
         raise StoreError(f"{out / FAILURES}: cannot be written ({error.strerror})") from error
 
 
 def open_failures(out: Path) -> list[dict[str, Any]]:
-    """The last failure of each video that some store below `out` still lacks, by id."""
+    """The last failure of each video that some store below `out` still lacks, by id.
+
+    Raises: StoreError if failures.jsonl or a store cannot be read.
+    """
     try:
-        lines = (out / FAILURES).read_text(encoding="utf-8").splitlines()
+        lines = (out / FAILURES).read_bytes().split(b"\n")  # names may hold other ends of lines
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"{out / FAILURES}: cannot be read ({error.strerror})") from error
     last: dict[str, dict[str, Any]] = {}
     for line in lines:
         record = _parse(line)
@@ -55,13 +62,14 @@ def open_failures(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     """A record; None for a line that a crash cut short."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:
         return None
-    return record if isinstance(record, dict) and "video_id" in record else None
+    whole = isinstance(record, dict) and record.keys() >= {"video_id", "path", "error", "attempts"}
+    return record if whole else None
 
 
 def stores_below(out: Path) -> list[Path]:
@@ -91,16 +99,18 @@ def retry_command(out: Path, retry_list: Path) -> str | None:
 
     None if no store tells. A weights file is known by its name alone: its folder is the user's.
     """
-    words = ["liteeval-extract", "run", str(retry_list), "--out", str(out)]
+    name = str(retry_list)
+    listed = os.path.join(".", name) if name.startswith("-") else name  # no option
+    words = ["liteeval-extract", "run", listed, "--out", str(out)]
     stores = stores_below(out)
     for store in stores:
         identity = FeatureStore(store).identity
-        name = f"{identity.backbone}@{identity.input_size_px}"
-        words += ["--backbone", name]
+        backbone = f"{identity.backbone}@{identity.input_size_px}"
+        words += ["--backbone", backbone]
         if identity.weights.startswith("random:"):
-            words += ["--weights", f"{name}=random"]
+            words += ["--weights", f"{backbone}=random"]
         elif not identity.weights.startswith(PUBLISHED):
-            words += ["--weights", f"{name}={identity.weights}"]
-        shared = ["--fps", f"{identity.sample_fps:g}"]
+            words += ["--weights", f"{backbone}={identity.weights}"]
+        shared = ["--fps", repr(identity.sample_fps)]
         shared += ["--precision", str(identity.preprocessing.get("precision", "fp32"))]
     return shlex.join(words + shared) if stores else None

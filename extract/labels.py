@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     path = Path(path)
     try:
         data = path.read_bytes()
-        reader = csv.DictReader(data.decode("utf-8-sig").splitlines())
-        rows = list(reader)
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabelError(f"{path}: not a readable CSV file ({error})") from error
     found = reader.fieldnames or ()
@@ -43,7 +44,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
         header = ",".join(found) or "nothing"
         raise LabelError(f"{path}: expected the header video_id,label,split, found {header}")
     labels = Labels(path, hashlib.sha256(data).hexdigest(), {}, {})
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         _add(labels, row, f"{path}, line {line}")
     return labels
 

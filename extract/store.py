@@ -143,9 +143,11 @@ class VideoFeatures:
 
 def part_paths(store: Path) -> list[Path]:
     """The committed parts of a store, oldest first; temporary files are not parts."""
-    return sorted(
-        path for path in store.glob(f"{PART_PREFIX}*{PART_SUFFIX}") if not path.name.startswith(".")
-    )
+    return sorted(_glob(store, f"{PART_PREFIX}*{PART_SUFFIX}"))
+
+
+def _glob(store: Path, pattern: str) -> Iterator[Path]:
+    return store.glob(pattern) if os.path.isdir(store) else iter(())
 
 
 def unfinished_parts(store: Path) -> dict[Path, float]:
@@ -154,7 +156,7 @@ def unfinished_parts(store: Path) -> dict[Path, float]:
     Their writers are at work just now, or were killed.
     """
     idle_seconds = {}
-    for path in store.glob(f".*{TEMPORARY_SUFFIX}"):
+    for path in _glob(store, f".*{TEMPORARY_SUFFIX}"):
         with suppress(FileNotFoundError):  # finished this moment
             idle_seconds[path] = time.time() - path.stat().st_mtime
     return dict(sorted(idle_seconds.items(), key=lambda item: -item[1]))
@@ -446,10 +448,10 @@ def _claimed_identity(store: Path) -> StoreIdentity | None:
     Raises: StoreError if it cannot be read.
     """
     path = store / CLAIM
+    if not os.path.isfile(path):
+        return None
     try:
         return StoreIdentity.from_attributes(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path}: not a store's identity ({error}); if no run is at work, remove the file: "

@@ -17,10 +17,14 @@ from pathlib import Path
 
 # fmt: off
 SUFFIXES = frozenset((
-    ".3gp", ".asf", ".avi", ".dv", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".avc", ".avi", ".dif", ".divx", ".dv",
+    ".f4v", ".flv", ".gif", ".h264", ".h265", ".h26l", ".hevc", ".ismv", ".ivf", ".m1v", ".m2p",
+    ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg",
+    ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
+    ".swf", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 ))
 # fmt: on
+MACOS_COMPANION = "._"  # attributes of the file of that name, on disks that cannot keep them
 LISTS = frozenset({".txt", ".csv"})
 
 
@@ -40,18 +44,20 @@ def find_videos(
     sources: Iterable[str | os.PathLike[str]],
     *,
     on_found: Callable[[], object] = lambda: None,
+    on_skipped: Callable[[str], object] = lambda name: None,
 ) -> list[Video]:
     """All videos in folders, list files (.txt, one path a line; .csv, column `path`) and files.
 
     Args:
         on_found: called once per video, to show progress.
+        on_skipped: called with the name of each file in a folder that is taken for no video.
 
     Returns: videos sorted by id.
     Raises: VideoListError if a source is missing or two files would get one id.
     """
     found: dict[str, Video] = {}
     for source in sources:
-        for video in _expand(Path(source)):
+        for video in _expand(Path(source), on_skipped):
             on_found()
             other = found.setdefault(video.id, video)
             if other is not video and other.path.resolve() != video.path.resolve():
@@ -72,10 +78,10 @@ def take_shard(videos: list[Video], index: int, count: int) -> list[Video]:
     return [v for v in videos if zlib.crc32(v.id.encode()) % count == index]
 
 
-def _expand(source: Path) -> Iterator[Video]:
-    if source.is_dir():
-        yield from _scan(source)
-    elif not source.is_file():
+def _expand(source: Path, on_skipped: Callable[[str], object]) -> Iterator[Video]:
+    if os.path.isdir(source):
+        yield from _scan(source, on_skipped)
+    elif not os.path.isfile(source):
         raise VideoListError(f"{source}: no such file or folder")
     elif source.suffix.lower() in LISTS:
         yield from _read_list(source)
@@ -83,7 +89,7 @@ def _expand(source: Path) -> Iterator[Video]:
         yield _video(source, source.parent)
 
 
-def _scan(folder: Path) -> Iterator[Video]:
+def _scan(folder: Path, on_skipped: Callable[[str], object]) -> Iterator[Video]:
     """Files with a video's suffix at any depth; a folder reached twice is entered once."""
     entered: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -94,8 +100,11 @@ def _scan(folder: Path) -> Iterator[Video]:
         entered.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES and not name.startswith(MACOS_COMPANION):
                 yield _video(Path(parent, name), folder)
+            else:
+                on_skipped(name)
 
 
 def _unreadable(error: OSError) -> None:
@@ -109,13 +118,15 @@ def _read_list(path: Path) -> Iterator[Video]:
         entries = [(row["path"], row.get("video_id") or None) for row in rows]
     else:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # names may hold U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise VideoListError(f"{path}: not a list of paths ({error})") from error
         entries = [(line, None) for line in lines if line.strip()]
     for entry, video_id in entries:
         video = path.parent / entry
-        if not video.is_file():
+        if "\0" in (video_id or ""):
+            raise VideoListError(f"{path}: {video_id!r} cannot be an id: it has a NUL character")
+        if not os.path.isfile(video):
             raise VideoListError(f"{path}: lists {entry!r}, but there is no file {video}")
         yield Video(video_id, video) if video_id else _video(video, path.parent)
 

@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from clips import Clip, steady_times
+from tqdm import tqdm
 
 from extract.cli import main
 from extract.store import FeatureStore, part_paths
-from extract.videos import Video, take_shard
+from extract.videos import Video, find_videos, take_shard
 
 ROOT = Path(__file__).parent.parent
 
@@ -247,6 +250,102 @@ def test_shards_split_all_videos_and_none_twice() -> None:
     assert all(100 < len(shard) < 190 for shard in shards)  # 143 expected
 
 
+def test_shards_that_run_at_once_fill_one_store_as_one_run_does(
+    folder: Path, out: Path, tmp_path: Path
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "extract", "run", str(folder), "--out", str(tmp_path),
+             "--backbone", "mobilenet_v2@32", "--weights", "mobilenet_v2=random", "--workers", "1",
+             "--shard", f"{i}/2", "--json"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    done = [json.loads(process.communicate(timeout=300)[0])["videos"] for process in processes]
+    shards = [take_shard(find_videos([folder]), i, 2) for i in range(2)]
+    assert done == [len(shard) for shard in shards]
+    assert min(done) > 0
+    together, alone = (
+        FeatureStore(tmp_path / "mobilenet_v2_32"),
+        FeatureStore(out / "mobilenet_v2_32"),
+    )
+    assert len(together.parts) == 2
+    assert together.video_ids == alone.video_ids
+    for video_id in alone.video_ids:
+        left, right = together[video_id], alone[video_id]
+        np.testing.assert_array_equal(left.frame_index, right.frame_index)
+        np.testing.assert_array_equal(left.pts_seconds, right.pts_seconds)
+        scale = float(np.abs(right.features).max())
+        np.testing.assert_allclose(left.features, right.features, atol=1e-3 * scale)
+    assert call("verify", tmp_path / "mobilenet_v2_32").exit_code == 0
+
+
+ODD_NAMES = (" with space ", "quo'te\"s", "new\nline", "ünïcode 视频", "-dash", "--out", "u\u2028s",
+             "http:evil", "%d", "a;b&c", "[x]*?", "back\\slash")  # fmt: skip
+
+
+def test_odd_names_go_through_run_store_failures_retry_and_verify(
+    folder: Path, tmp_path: Path
+) -> None:
+    videos, out = tmp_path / "-v ü", tmp_path / "o\n'"
+    (videos / "-sub").mkdir(parents=True)
+    good, bad = (folder / "d/ü'\"x.mp4").read_bytes(), b"no video"
+    names = [*ODD_NAMES, *(f"-sub/{name}" for name in ODD_NAMES)]
+    for i, name in enumerate(names):
+        (videos / f"{name}.mp4").write_bytes(bad if i % 2 else good)
+    run = ("run", "--out", out, "--backbone", "mobilenet_v2@32", "--weights",
+           "mobilenet_v2=random", "--workers", 1, "--", videos)  # fmt: skip
+    assert call(*run).exit_code == 3
+    store = out / "mobilenet_v2_32"
+    opened = FeatureStore(store)
+    assert opened.video_ids == sorted(names[::2])
+    for name in names[::2]:
+        assert opened[name].source_path == str(videos / f"{name}.mp4")
+    listed = call("failures", out, "--list", tmp_path / "-retry.csv", "--json")
+    facts = json.loads(listed.stdout)
+    assert [record["video_id"] for record in facts["failures"]] == sorted(names[1::2])
+    for name in names[1::2]:
+        (videos / f"{name}.mp4").write_bytes(good)  # mended
+    assert call(*shlex.split(facts["retry"])[1:]).exit_code == 0
+    assert FeatureStore(store).video_ids == sorted(names)
+    assert call("verify", store, "--deep", "--sample", len(names)).stdout == f"{store}: ok\n"
+    assert call("export", store, "--format", "npy", "--out", tmp_path / "npy").exit_code == 0
+    for name in names:
+        assert len(np.load(tmp_path / "npy" / f"{name}.npy")) == 1  # 12 frames at 25 fps
+    assert json.loads(call("failures", out, "--json").stdout)["failures"] == []
+
+
+def test_the_scan_tells_how_far_it_is_and_what_it_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **how: object) -> None:
+            super().__init__(**{**how, "delay": 0})
+
+    monkeypatch.setattr("extract.cli.tqdm", Impatient)
+    for name in (*(f"{i:02d}.mp4" for i in range(20)), "a.jpg", "b.JPG", "notes"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("video_id,label,split\n")
+    result = call("run", tmp_path, "--out", tmp_path / "o", "--backbone", "mobilenet_v2@32",
+                  "--labels", tmp_path / "labels.csv")  # fmt: skip
+    assert "scan: 20video" in result.stderr
+    assert "passed over 4 files that are no videos (2 .jpg, 1 " in result.stderr
+
+
+def test_the_table_of_backbones_compares_like_with_like() -> None:
+    """SlowFast's figure in the paper is for 256 px, its default here is 224."""
+    rows = {row["backbone"]: row for row in json.loads(call("backbones", "--json").stdout)}
+    slowfast = rows["slowfast_r50@224"]
+    assert (slowfast["paper_gflops"], slowfast["paper_input_size_px"]) == (65.71, 256)
+    assert slowfast["gflops_at_paper_size"] == pytest.approx(65.71, rel=0.005)
+    assert rows["resnet101@224"]["gflops_at_paper_size"] == pytest.approx(7.82, rel=0.005)
+    lines = call("backbones").stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("slowfast_r50")]
+    assert "65.71 at 256, where we count 65.71" in line
+    assert sum("where we count" in line for line in lines) == 1
+
+
 def test_labels_choose_the_videos_and_missing_ones_are_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("video_id,label,split\na,x,train\ngone,y,val\n")
     result = call("run", folder, "--out", tmp_path / "o", "--backbone", "mobilenet_v2@32",
@@ -262,6 +361,84 @@ def test_verify_passes_over_files_beside_the_stores(store: Path, out: Path) -> N
     result = call("verify", *sorted(out.iterdir()))
     assert result.exit_code == 0
     assert result.stdout.strip() == f"{store}: ok"
+
+
+def test_verify_tells_of_every_store_beside_one_that_holds_nothing(
+    store: Path, tmp_path: Path
+) -> None:
+    """As a run leaves it whose videos all failed."""
+    empty = tmp_path / "mobilenet_v2_48"
+    empty.mkdir()
+    for stores in ((empty, store), (store, empty)):
+        result = call("verify", *stores, "--deep")
+        assert result.exit_code == 1
+        assert f"{store}: ok\n" in result.stdout
+        assert f"{empty}: 1 problems\n  {empty}: no feature store here" in result.stdout
+    facts = json.loads(call("verify", empty, store, "--json").stdout)
+    assert facts["problems"][str(store)] == []
+    assert len(facts["problems"][str(empty)]) == 1
+
+
+def test_deep_verification_refuses_weights_of_no_store(store: Path) -> None:
+    result = call("verify", store, "--deep", "--weights", "resnet101=x.pth")
+    assert result.exit_code == 2
+    assert "--weights resnet101=x.pth: no store here is of it (mobilenet_v2@32)" in result.output
+
+
+def test_deep_verification_of_one_store_that_cannot_hides_no_other(
+    store: Path, tmp_path: Path
+) -> None:
+    from extract.store import FeatureWriter
+
+    good = FeatureStore(store)
+    identity = replace(good.identity, weights="w.pth", input_size_px=48)
+    other = tmp_path / "mobilenet_v2_48"
+    with FeatureWriter(other, identity) as writer:
+        writer.add("a", good["a"])
+    gone = tmp_path / "gone.pth"
+    result = call("verify", other, store, "--deep", "--weights", f"mobilenet_v2@48={gone}")
+    assert result.exit_code == 1
+    assert f"{other}: 1 problems\n  {gone}: cannot be read" in result.stdout
+    assert f"{store}: ok\n" in result.stdout
+
+
+@pytest.fixture
+def read_only(store: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a store in it, on a disk that nobody may write to."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True).returncode:
+        if os.geteuid() == 0:
+            pytest.skip("may not mount a file system, and root may write to any folder")
+        shutil.copytree(store, disk / store.name)
+        for folder in (disk / store.name, disk):
+            folder.chmod(0o555)
+        yield disk
+        for folder in (disk, disk / store.name):
+            folder.chmod(0o755)
+        return
+    shutil.copytree(store, disk / store.name)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_folder_that_may_only_be_read_is_told_before_any_work_and_is_read(
+    folder: Path, read_only: Path, tmp_path: Path
+) -> None:
+    for size, message in (("32", "not writable"), ("48", "cannot be created")):
+        result = call("run", folder, "--out", read_only, "--backbone", f"mobilenet_v2@{size}",
+                      "--weights", "mobilenet_v2=random")  # fmt: skip
+        assert result.exit_code == 1, result.output
+        assert message in result.output
+        assert isinstance(result.exception, SystemExit)
+    store = read_only / "mobilenet_v2_32"
+    for command in (("inspect", store), ("verify", store, "--deep"), ("failures", read_only)):
+        assert call(*command).exit_code == 0
+    assert call("export", store, "--format", "npy", "--out", tmp_path / "npy").exit_code == 0
+    compacted = call("compact", store)
+    assert compacted.exit_code == 1
+    assert "not writable" in compacted.output
 
 
 def test_verify_tells_unfinished_parts_and_calls_them_no_problem(store: Path) -> None:
@@ -340,6 +517,37 @@ RANDOM = ("--weights", "mobilenet_v2=random")
             1,
             "cannot be read as CSV",
         ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--labels",
+             "{header}"),
+            1,
+            "nothing below the header",
+        ),
+        (("run", "x" * 300, "--out", "{tmp}/o", "--backbone", "mobilenet_v2"), 1, "no such file"),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone",
+             "timm:volo_d4_448.sail_in1k"),
+            2,
+            "crops that lie inside the picture",
+        ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--fps", "nan"),
+            2,
+            "'--fps': nan is not a number",
+        ),
+        (
+            ("run", "{videos}", "--out", "{tmp}/o", "--backbone", "mobilenet_v2", "--timeout",
+             "inf"),
+            2,
+            "'--timeout': inf is not in the range",
+        ),
+        (("frames", "{file}", "--fps", "nan"), 2, "'--fps': nan is not a number"),
+        (("inspect", "x" * 300), 1, "no feature store here"),
+        (
+            ("run", "{videos}", "--out", "x" * 300, "--backbone", "mobilenet_v2@32", *RANDOM),
+            1,
+            "cannot be created",
+        ),
         (("failures", "{empty}", "--list", "{tmp}/no/x.csv"), 1, "cannot be written"),
         (("verify", "{file}"), 1, "a store is a folder"),
         (("frames", "{file}"), 1, "not a readable video"),
@@ -357,8 +565,9 @@ def test_mistakes_are_one_line_and_an_exit_code(
     empty.mkdir()
     file.write_text("hi")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "header.csv").write_text("video_id,label,split\n")
     names = {"empty": empty, "tmp": tmp_path, "videos": folder, "file": file,
-             "bytes": tmp_path / "bytes"}  # fmt: skip
+             "bytes": tmp_path / "bytes", "header": tmp_path / "header.csv"}  # fmt: skip
     result = call(*(a.format(**names) for a in arguments))
     assert result.exit_code == code, result.output
     assert message in result.output
