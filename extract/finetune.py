@@ -67,6 +67,7 @@ VALIDATION_ROWS = 25  # of a video, evenly spaced, as temporal segment networks 
 HEAD_ROWS = 100_000  # that the first classifier is fitted to, at most
 HEAD_DECAY = 0.01  # of its weights, on features of unit variance
 HEAD_ITERATIONS = 100
+PIXELS = "pixels"  # in the output, until the end
 
 
 @dataclass(frozen=True)
@@ -331,10 +332,12 @@ def finetune(
     fabric.barrier()
     module = FeatureExtractor(source.network, spec)
     finetuner = _Finetuner(module, spec, about, folder, config, options, fabric)
+    folder.require_metrics_until(finetuner.progress.epoch)
     failures = 0
     if not finetuner.progress.finished:
         failures = finetuner.prepare(train, val)
         finetuner.run()
+    finetuner.remove_cache()
     return _result(folder, about, failures, time.monotonic() - started)
 
 
@@ -431,7 +434,7 @@ class _Finetuner:
         Raises: FinetuneError if none is left of a split.
         """
         shown, rows = self.spec.preprocessing, self.about["max_rows"]
-        folder = self.options.cache or self.folder.path / "pixels"
+        folder = self.options.cache or self.folder.path / PIXELS
         make = functools.partial(
             PixelCache, folder, fps=self.config.fps, decode=self.options.decode
         )
@@ -512,8 +515,11 @@ class _Finetuner:
             for epoch in range(first, last + 1):
                 batches.epoch = epoch
                 self._finish_epoch(epoch, self._train_epoch(epoch, batches, loader, bar))
+
+    def remove_cache(self) -> None:
+        """Remove the pixels that lie in the output, also those that a kill at the end has left."""
         if self.options.cache is None and self.fabric.is_global_zero:
-            shutil.rmtree(self.folder.path / "pixels", ignore_errors=True)
+            shutil.rmtree(self.folder.path / PIXELS, ignore_errors=True)
 
     def _cropping_processes(self) -> int:
         """None on a CPU: the network takes its cores, and a process of its own costs memory."""

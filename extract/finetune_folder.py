@@ -5,6 +5,7 @@
     last.safetensors         network, momentum and progress after the last whole epoch; --resume
     finetuned.safetensors    the network of the epoch chosen on split val; --weights of `run`
     failures.jsonl           videos that could not be decoded
+    pixels/                  decoded pixels, until the end
 
 finetuned.safetensors holds the network's state dict. Its metadata has one key, `liteeval`: a JSON
 object with `backbone`, `classes`, `classifier` (the layer whose .weight and .bias turn features
@@ -146,7 +147,16 @@ class FinetuneFolder:
         for line in lines:
             with suppress(ValueError):
                 found.append(json.loads(line))
-        return found
+        return [line for line in found if isinstance(line, dict) and "epoch" in line]
+
+    def require_metrics_until(self, epoch: int) -> None:
+        """Raises: FinetuneError if a line is missing of an epoch that the checkpoint holds."""
+        missing = set(range(epoch + 1)) - {line["epoch"] for line in self.read_metrics()}
+        if missing:
+            raise FinetuneError(
+                f"{self.metrics}: lacks epoch {min(missing)} of {epoch} that are done; put the "
+                "file back, or start again into another --out"
+            )
 
     def keep_metrics_until(self, epoch: int) -> None:
         """Drop lines of epochs that the checkpoint does not hold."""

@@ -161,8 +161,9 @@ def plan(
 ) -> None:  # fmt: skip
     """Show the jobs of MANIFEST: which are done, stale or to do. Runs and writes nothing.
 
-    A job is stale when its command, a file it reads, or a job before it has changed. Ends with an
-    estimate of rows and of the networks' time, from a few probed videos and an assumed rate.
+    A job is stale when its command or anything that it reads has changed. Ends with an estimate of
+    rows and of the backbones' time in what is not done, from a few probed videos and an assumed
+    rate.
 
     \b
     Example:
@@ -170,7 +171,7 @@ def plan(
     """
     experiment, layout = open_experiment(manifest, settings=settings, out=out)
     states = job_states(plan_jobs(experiment, layout), layout)
-    estimate = estimate_work(experiment, layout)
+    estimate = estimate_work(experiment, layout, states)
     if as_json:
         hours = estimate.network_hours(gflops_per_second)
         about = {**asdict(estimate), "network_hours": hours, "gflops_per_second": gflops_per_second}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from pipelines.stamps import move_aside
 
 if TYPE_CHECKING:  # else loading this file would load torch
     from extract.backbones import Backbone
+    from extract.decode import DecodeOptions
     from extract.run import ExtractOptions, ExtractSummary
+    from extract.store import Part
 
     Extract = Callable[[Sequence[Video], Path, Sequence[Backbone], ExtractOptions], ExtractSummary]
 
@@ -88,8 +90,8 @@ def misfits(
     """What the stores below `out` hold and this extraction would not make.
 
     A store of another identity as a whole; else its parts with rows of a video whose file has
-    another size now, or that is not asked for any more and would not be in all stores: training
-    wants the same videos in both of its stores.
+    another size now, that the decoder asked for would not give, or that is not asked for any more
+    and would not be in all stores: training wants the same videos in both of its stores.
     """
     from extract.store import Part, part_paths
 
@@ -105,13 +107,24 @@ def misfits(
                 if wanted.differences(part.identity):
                     found.append(store)
                     break
-                rows = zip(part.video_ids, part.source_bytes.tolist(), strict=True)
-                if any(sizes.get(video_id, size) != size for video_id, size in rows):
+                if _has_changed(part, sizes) or _is_decoded_otherwise(part, options.decode):
                     found.append(path)
                 else:
                     held[store][path] = set(part.video_ids)
     asked = {video.id for video in videos}
     return found + _parts_apart(held, asked)
+
+
+def _has_changed(part: Part, sizes: Mapping[str, int]) -> bool:
+    """Whether a source has another size than when the part's rows were made."""
+    held = zip(part.video_ids, part.source_bytes.tolist(), strict=True)
+    return any(sizes.get(video_id, size) != size for video_id, size in held)
+
+
+def _is_decoded_otherwise(part: Part, wanted: DecodeOptions) -> bool:
+    """Whether a video would be decoded by another decoder, or be refused for damaged frames."""
+    forced = wanted.decoder != "auto" and set(part.column("decoder")) != {wanted.decoder.encode()}
+    return forced or (wanted.on_corrupt == "fail" and bool(part.column("corrupt_frames").any()))
 
 
 def _parts_apart(held: dict[Path, dict[Path, set[str]]], asked: set[str]) -> list[Path]:

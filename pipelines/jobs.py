@@ -279,7 +279,7 @@ def _finetune_job(
             *("extract", "finetune", str(inputs.videos), "--labels", str(inputs.labels)),
             *("--backbone", backbone.option, "--out", str(checkpoint.parent)),
             *(() if weights == "published" else (f"--weights={backbone.option}={weights}",)),
-            *("--fps", f"{manifest.extraction.fps:g}", *backbone.finetune.options),
+            *(*manifest.extraction.decoding, *backbone.finetune.options),
         ),
         where=(
             *("--resume", "--device", device),
@@ -310,7 +310,8 @@ def _extract_job(
         name="extract",
         argv=(
             *("pipelines", "extract", str(inputs.videos), "--out", str(layout.features), *options),
-            *("--fps", f"{manifest.extraction.fps:g}", "--labels", str(inputs.labels)),
+            *(*manifest.extraction.decoding, "--precision", manifest.extraction.precision),
+            *("--labels", str(inputs.labels)),
         ),
         where=(
             *engine,

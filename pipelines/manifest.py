@@ -209,7 +209,20 @@ class Backbones(Section):
 
 
 class Extraction(Section):
+    """What is extracted, as `liteeval-extract run` takes it; where and how fast are flags."""
+
     fps: float = Field(default=1.0, gt=0)  # rows per second of video
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    decoder: Literal["auto", "pyav", "decord"] = "auto"
+    on_corrupt: Literal["keep", "fail"] = "keep"  # videos with damaged frames
+
+    @property
+    def decoding(self) -> tuple[str, ...]:
+        """Options that finetuning takes too."""
+        return (
+            *("--fps", f"{self.fps:g}", "--decoder", self.decoder),
+            *("--on-corrupt", self.on_corrupt),
+        )
 
 
 class Run(Section):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from extract.labels import LabelError, read_labels
+from extract.videos import find_videos
+from pipelines.datasets.listing import Source
+from pipelines.importing import examine
 from pipelines.jobs import Job, Layout
-from pipelines.manifest import Backbone, Manifest
+from pipelines.manifest import Backbone, Finetune, Manifest
 from pipelines.stamps import SOME_VIDEOS_FAILED, Stamp, digest, is_done
 
 PROBED_VIDEOS = 5
+VALIDATION_ROWS = 25  # of a video, at most, while finetuning
 ASSUMED_GFLOPS_PER_SECOND = 1000.0
 # GFLOPs per row at a size in px, from the table of backbones; others are not estimated.
 GFLOPS_AT_PX = {
@@ -46,9 +51,9 @@ class Estimate:
     """How much there is to compute. From a few probed videos and a table: an estimate."""
 
     videos: int
-    probed: int
-    rows: int | None  # None where no video could be probed
-    gflops: float | None  # None where a backbone's cost is not in the table
+    probed: int  # 0 for clips that are yet to be rendered
+    rows: int | None  # of all videos, per backbone; None where no video could be probed
+    gflops: float | None  # of the jobs to do; None where a backbone's cost is not in the table
 
     def network_hours(self, gflops_per_second: float) -> float | None:
         """Hours of the backbones alone, without decoding, at an assumed rate."""
@@ -107,31 +112,52 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def estimate_work(manifest: Manifest, layout: Layout) -> Estimate:
-    """Videos × rows × GFLOPs of all backbones.
+def estimate_work(manifest: Manifest, layout: Layout, states: Sequence[JobState] = ()) -> Estimate:
+    """Videos × rows × GFLOPs of the backbones, in what is not done of finetuning and extraction.
 
-    Raises: DataSetError if an importer cannot read its data set; VideoListError if the videos
-        cannot be listed.
+    Args:
+        states: of the jobs; by default nothing is done.
+
+    Raises: DataSetError if an importer cannot read its data set; LabelError or VideoListError if
+        labels or videos cannot be read.
     """
-    if manifest.data.synthetic:
-        clips = manifest.data.synthetic
-        return _estimate(manifest, clips.videos, [sum(clips.seconds) / 2] * clips.videos)
-    paths = _labelled_videos(manifest)
-    step = max(1, len(paths) // PROBED_VIDEOS)
-    durations = [_duration_seconds(path) for path in paths[::step][:PROBED_VIDEOS]]
-    return _estimate(manifest, len(paths), [d for d in durations if d is not None])
+    from extract.sampling import row_count  # both load numpy
+    from pipelines.clips import plan_clips
+
+    clips, fps = manifest.data.synthetic, manifest.extraction.fps
+    if clips:
+        splits = Counter(clip.split for clip in plan_clips(clips.videos, seed=clips.seed))
+        durations, probed = [sum(clips.seconds) / 2], 0
+    else:
+        paths, splits = _labelled_videos(manifest)
+        step = max(1, len(paths) // PROBED_VIDEOS)
+        found = [_duration_seconds(path) for path in paths[::step][:PROBED_VIDEOS]]
+        durations = [seconds for seconds in found if seconds is not None]
+        probed = len(durations)
+    videos = splits.total()
+    if not durations:
+        return Estimate(videos, 0, None, None)
+    rows = sum(row_count(seconds, fps) for seconds in durations) / len(durations)
+    state_of = {state.name: state.state for state in states}
+    gflops = 0.0
+    for role, backbone in manifest.backbones.by_role.items():
+        cost = gflops_per_row(backbone)
+        if cost is None:
+            return Estimate(videos, probed, round(videos * rows), None)
+        if state_of.get("extract") != "done":
+            goes_on = state_of.get("extract") in ("running", "interrupted", "failed")
+            held = _videos_in_store(layout, backbone) if goes_on else 0
+            gflops += cost * rows * max(0, videos - held)
+        if backbone.finetune and state_of.get(f"finetune-{role}") != "done":
+            gflops += cost * _finetuned_rows(backbone.finetune, splits, rows)
+    return Estimate(videos, probed, round(videos * rows), gflops)
 
 
-def _estimate(manifest: Manifest, videos: int, durations_seconds: list[float]) -> Estimate:
-    from extract.sampling import row_count
-
-    costs = [gflops_per_row(b) for b in manifest.backbones.by_role.values()]
-    known = [cost for cost in costs if cost is not None]
-    fps, probed = manifest.extraction.fps, len(durations_seconds)
-    rows = sum(row_count(duration, fps) for duration in durations_seconds)
-    total = round(videos * rows / probed) if probed else None
-    gflops = total * sum(known) if total is not None and len(known) == len(costs) else None
-    return Estimate(videos=videos, probed=probed, rows=total, gflops=gflops)
+def _finetuned_rows(finetune: Finetune, splits: Counter[str], rows: float) -> float:
+    """How many rows go through a network that is finetuned; one that learns counts as three."""
+    seen = min(rows, VALIDATION_ROWS)
+    frozen, learnt = splits["train"] * seen, splits["train"] * finetune.segments * finetune.epochs
+    return frozen + 3 * learnt + splits["val"] * seen * (finetune.epochs + 1)
 
 
 def gflops_per_row(backbone: Backbone) -> float | None:
@@ -142,20 +168,18 @@ def gflops_per_row(backbone: Backbone) -> float | None:
     return gflops * (backbone.size / size_px) ** 2
 
 
-def _labelled_videos(manifest: Manifest) -> list[Path]:
-    """The files that will be extracted."""
-    from extract.videos import find_videos, read_labelled_ids
-    from pipelines.datasets.listing import Source
-    from pipelines.importing import examine
-
+def _labelled_videos(manifest: Manifest) -> tuple[list[Path], Counter[str]]:
+    """The files that will be extracted, and how many there are of each split."""
     data = manifest.data
     assert data.videos is not None, "only rendered clips come without videos"
     if data.importer:
         source = Source(data.videos, data.annotations, data.classes, data.fold)
-        return list(examine(data.importer, source, val_share=data.val_share).videos)
+        imported = examine(data.importer, source, val_share=data.val_share)
+        return list(imported.videos), Counter(imported.report.splits)
     assert data.labels is not None, "Data has one source"
-    labelled = set(read_labelled_ids(data.labels))
-    return [video.path for video in find_videos([data.videos]) if video.id in labelled]
+    split_of = read_labels(data.labels).split_of
+    found = [video for video in find_videos([data.videos]) if video.id in split_of]
+    return [video.path for video in found], Counter(split_of[video.id] for video in found)
 
 
 def _duration_seconds(path: Path) -> float | None:
@@ -191,12 +215,10 @@ def _videos_in_store(layout: Layout, backbone: Backbone) -> int:
 
 
 def _labelled_count(layout: Layout, manifest: Manifest) -> int | None:
-    data = manifest.data
-    made = layout.clips if data.synthetic else layout.data
+    made = layout.clips if manifest.data.synthetic else layout.data
     try:
-        with (data.labels or made / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
-            return len({row["video_id"] for row in csv.DictReader(file)})
-    except (OSError, KeyError):
+        return len(read_labels(manifest.data.labels or made / "labels.csv").split_of)
+    except LabelError:
         return None
 
 
@@ -226,12 +248,17 @@ def format_estimate(estimate: Estimate, gflops_per_second: float) -> str:
     """The estimate, and what it rests on."""
     if estimate.rows is None:
         return f"{estimate.videos:,} videos; no estimate of rows: none of those tried can be probed"
-    base = f"Estimate from {estimate.probed} of {estimate.videos:,} videos: {estimate.rows:,} rows"
+    of = f"from {estimate.probed} of {estimate.videos:,} videos"
+    if estimate.probed == 0:
+        of = f"for {estimate.videos:,} clips of mean length"
+    base = f"Estimate {of}: {estimate.rows:,} rows per backbone"
     hours = estimate.network_hours(gflops_per_second)
     if hours is None or estimate.gflops is None:
-        return f"{base} per backbone; a backbone's cost is not in the table"
+        return f"{base}; a backbone's cost is not in the table"
+    if estimate.gflops == 0:
+        return f"{base}, all extracted"
     return (
-        f"{base} per backbone, {estimate.gflops:,.0f} GFLOPs (1 multiply-add = 1 FLOP), "
-        f"{hours:,.2g} hours of the networks at an assumed {gflops_per_second:,.0f} GFLOPs per "
-        "second; decoding and training come on top"
+        f"{base}; to do: {estimate.gflops:,.0f} GFLOPs (1 multiply-add = 1 FLOP), {hours:,.2g} "
+        f"hours of the backbones at an assumed {gflops_per_second:,.0f} GFLOPs per second; "
+        "decoding and the training of runs come on top"
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,26 @@ def test_killed_and_resumed_gives_the_same_bytes(done: Path, folder: Path, tmp_p
             assert torch.equal(whole.get_tensor(name), resumed.get_tensor(name)), name
     name = "finetuned.safetensors"
     assert (out / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_pixels_that_a_kill_at_the_end_has_left_are_removed(done: Path, folder: Path) -> None:
+    (done / "pixels").mkdir()
+    (done / "pixels" / "v0.npy").touch()
+    arguments = ("finetune", folder, "--labels", folder / "labels.csv", "--out", done, *SMALL)
+    result = call(*arguments, "--epochs", 3, "--resume")
+    assert result.exit_code == 0, result.output
+    assert not (done / "pixels").exists()
+
+
+def test_a_finetuning_whose_metrics_are_gone_is_told_what_to_do(
+    done: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out, ignore=lambda *_: ["metrics.jsonl", "features"])
+    arguments = ("finetune", folder, "--labels", folder / "labels.csv", "--out", out, *SMALL)
+    result = call(*arguments, "--epochs", 3, "--resume")
+    assert result.exit_code == 1
+    assert f"{out}/metrics.jsonl: lacks epoch 0 of 3 that are done; put the file" in result.output
 
 
 def test_another_setting_or_a_second_start_is_refused(done: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from extract.cli import run
+from extract.decode import DecodeOptions
 from extract.run import ExtractOptions
 from extract.store import (
     FeatureStore,
@@ -165,17 +166,22 @@ class FakeBackbone:
         )
 
 
-def fill(out: Path, backbone: FakeBackbone, *parts: list[Video]) -> list[Path]:
+def fill(
+    out: Path,
+    backbone: FakeBackbone,
+    *parts: list[Video],
+    corrupt_frames: tuple[int, ...] = (0, 0, 0),
+) -> list[Path]:
     """Store a row of each video; the paths of the parts."""
     writer = FeatureWriter(
         out / backbone.spec.store_name, backbone.identity(sample_fps=1.0, precision="fp32")
     )
     paths = []
-    for videos in parts:
+    for videos, corrupt in zip(parts, corrupt_frames, strict=False):
         for video in videos:
             size = video.path.stat().st_size
-            row = np.zeros(1), np.zeros(1, np.int64), 1.0, 1.0, str(video.path), size, "pyav", 0
-            writer.add(video.id, VideoFeatures(np.zeros((1, 1), np.float16), *row))
+            row = np.zeros(1), np.zeros(1, np.int64), 1.0, 1.0, str(video.path), size, "pyav"
+            writer.add(video.id, VideoFeatures(np.zeros((1, 1), np.float16), *row, corrupt))
         paths.append(writer.commit())
     return [path for path in paths if path]
 
@@ -199,3 +205,20 @@ def test_what_extraction_would_make_otherwise_is_moved_and_all_else_stays(tmp_pa
     c.path.write_bytes(b"another")
     assert moved([a, b, c, d], one, two) == [ones[1], twos[1]]
     assert moved([a, b], one, two) == []  # c is asked for no more
+
+
+def test_rows_that_another_decoder_gave_or_that_are_damaged_are_moved_when_it_matters(
+    tmp_path: Path,
+) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").write_bytes(b"12345")
+    videos, one = find_videos([tmp_path]), FakeBackbone("one")
+    whole, damaged = fill(tmp_path, one, [videos[0]], [videos[1]], corrupt_frames=(0, 2))
+
+    def moved(**decode: str) -> list[Path]:
+        options = ExtractOptions(decode=DecodeOptions(**decode))
+        return misfits(videos, tmp_path, [one], options)  # type: ignore[list-item]
+
+    assert moved() == moved(decoder="pyav") == []
+    assert sorted(moved(decoder="decord")) == sorted([whole, damaged])
+    assert moved(on_corrupt="fail") == [damaged]

@@ -70,10 +70,36 @@ def test_a_plan_counts_rows_and_costs_and_writes_nothing(manifest: Path) -> None
     assert sorted(manifest.parent.rglob("*")) == before
 
 
+def test_what_is_done_costs_nothing_any_more_and_finetuning_costs_its_steps(
+    manifest: Path,
+) -> None:
+    finetune = "size: 112, finetune: {epochs: 3, segments: 2}}"
+    manifest.write_text(CONTENT.replace("size: 112}", finetune))
+    layout, experiment = Layout(manifest.parent / "out"), load_manifest(manifest)
+    jobs = plan_jobs(experiment, layout)
+    cost = 0.3006 / 4
+    rows = 2 * 6 + 3 * (2 * 2 * 3) + 2 * 6 * (3 + 1)  # frozen, 3 epochs forth and back, 4 × val
+    nothing_done = estimate_work(experiment, layout, job_states(jobs, layout)).gflops
+    assert nothing_done == pytest.approx(24 * (cost + 7.8014) + cost * rows)
+    finish(jobs[:2], layout)
+    finetuned = estimate_work(experiment, layout, job_states(jobs, layout)).gflops
+    assert finetuned == pytest.approx(24 * (cost + 7.8014))
+    finish(jobs[:3], layout)
+    all_done = estimate_work(experiment, layout, job_states(jobs, layout))
+    assert (all_done.rows, all_done.gflops) == (24, 0)
+    assert format_estimate(all_done, 1000).endswith("24 rows per backbone, all extracted")
+
+
+def test_clips_that_are_not_rendered_are_not_said_to_be_probed(tmp_path: Path) -> None:
+    smoke = load_manifest(Path(__file__).parent.parent / "manifests" / "smoke.yaml")
+    text = format_estimate(estimate_work(smoke, Layout(tmp_path)), 1000)
+    assert text.startswith("Estimate for 18 clips of mean length: 180 rows")  # 5 s, 2 per second
+
+
 def test_an_estimate_says_so_and_what_it_assumes() -> None:
     text = format_estimate(Estimate(videos=1000, probed=5, rows=7200, gflops=3_600_000), 1000)
     assert text.startswith("Estimate from 5 of 1,000 videos: 7,200 rows")
-    assert "1 hours of the networks at an assumed 1,000 GFLOPs per second" in text
+    assert "1 hours of the backbones at an assumed 1,000 GFLOPs per second" in text
     nothing = format_estimate(Estimate(videos=3, probed=0, rows=None, gflops=None), 1000)
     assert "no estimate" in nothing
 

@@ -260,7 +260,8 @@ class _Board:
                 self._log(f"{job.name} starts over; what it had made is now in {path}")
             self._log(f"{self._number[job.name]} {job}")
             self._ran += 1
-            messages = self._layout.messages(job.name) if place.at_once > 1 else None
+            alone = place.at_once == 1 or job.gpus is None
+            messages = None if alone else self._layout.messages(job.name)
             stamp = Stamp(wanted, None, command=str(job), utc=_now(), forced=forced)
             future = threads.submit(_run_job, job, self._layout, stamp, place, messages)
             running[future] = job
