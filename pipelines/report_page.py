@@ -31,7 +31,7 @@ from liteeval_train.cost import FLOP_CONVENTION
 from liteeval_train.figures import Curve, Filmstrip, curves_svg, style_of
 from liteeval_train.layouts import Compared, group_runs
 from liteeval_train.paper import EXTENSION, GFLOPS_PER_ROW
-from liteeval_train.run_files import RunError, RunFiles, StoreInfo
+from liteeval_train.run_files import RunError, RunFiles, StoreInfo, name_folders
 from pipelines.jobs import Layout, plan_jobs, write_text
 from pipelines.manifest import Manifest, load_manifest
 from pipelines.report import ReportError, choose_results, make_filmstrip, read_results
@@ -134,12 +134,12 @@ class PageRun:
     epochs: tuple[Mapping[str, Any], ...]  # lines of metrics.jsonl
 
     @classmethod
-    def read(cls, path: Path, split: str) -> PageRun:
+    def read(cls, path: Path, split: str, name: str) -> PageRun:
         """Raises: RunError if its files are damaged."""
-        files, name = RunFiles(path), path.resolve().name
+        files = RunFiles(path)
         if not files.config.exists():
             return cls(name, files, None, "not started yet", ())
-        compared, epochs = Compared.read(path, split), tuple(files.read_metrics())
+        compared, epochs = Compared.read(path, split, name=name), tuple(files.read_metrics())
         if compared.summary is not None:
             state = ""
         elif not files.best.exists():
@@ -173,7 +173,9 @@ def render_page(subject: Subject) -> str:
 
     Raises: RunError if a run is damaged.
     """
-    runs = [PageRun.read(path, subject.split) for path in subject.runs]
+    runs = [
+        PageRun.read(path, subject.split, name) for path, name in name_folders(subject.runs).items()
+    ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

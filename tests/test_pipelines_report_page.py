@@ -72,6 +72,16 @@ def page(runs: Path) -> Path:
     return out
 
 
+def test_runs_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
+    for parent in ("x1", "x2"):
+        shutil.copytree(runs / "lstm", tmp_path / parent / "same")
+    folders = [tmp_path / parent / "same" for parent in ("x1", "x2")]
+    report(*folders, "--out", tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    assert "x1/same" in text
+    assert "x2/same" in text
+
+
 def test_accuracies_and_costs_are_those_of_the_evaluations(runs: Path, page: Path) -> None:
     text = Page(page).text
     for name in ("liteeval", "lstm"):
