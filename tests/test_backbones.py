@@ -21,6 +21,7 @@ from extract.backbones import (
     _read_state,
     describe_backbones,
     load_backbone,
+    load_network,
     parse_backbone,
     parse_weights,
 )
@@ -141,6 +142,39 @@ def test_features_are_timms(name: str) -> None:
         theirs_pixels = create_transform(**config)(Image.fromarray(image))[None]
         expected = theirs.forward_head(theirs.forward_features(theirs_pixels), pre_logits=True)
         assert cosine(backbone.extractor(pixels), expected) >= 0.9995
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """Seeded pictures of many sizes and coarsenesses."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(200, 500, (count, 2))
+    coarse = [rng.integers(0, 256, (*rng.integers(2, 30, 2), 3), dtype=np.uint8) for _ in sizes]
+    resize = Image.Resampling.BICUBIC
+    return [
+        np.asarray(Image.fromarray(small).resize(tuple(size.tolist()), resize))
+        for small, size in zip(coarse, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2@224", "timm:resnet18.a1_in1k"])
+def test_top1_of_seeded_weights_is_that_of_the_librarys_pipeline(name: str) -> None:
+    spec = parse_backbone(name)
+    theirs = load_network(spec, "random").network.eval()
+    ours = load_backbone(spec, "random").extractor
+    if name.startswith("timm:"):
+        transform = create_transform(**resolve_data_config({}, model=theirs))
+        classifier = theirs.fc
+    else:
+        transform = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
+        classifier = theirs.classifier
+    images = pictures(20)
+    pixels = np.stack([spec.preprocessing.resize_and_crop(image) for image in images])
+    inputs = torch.stack([transform(Image.fromarray(image)) for image in images])
+    with torch.inference_mode():
+        found = classifier(ours(torch.from_numpy(pixels))).argmax(dim=1)
+        expected = theirs(inputs).argmax(dim=1)
+    assert len(set(expected.tolist())) >= 4
+    assert found.tolist() == expected.tolist()
 
 
 def test_features_are_pytorchvideos_head_without_projection() -> None:
