@@ -57,7 +57,7 @@ class Job:
         """A process for each GPU, if there is more than one."""
         if self.gpus is None or self.gpus == 1:
             return ()
-        launch = ("torch.distributed.run", "--standalone", f"--nproc-per-node={self.gpus}")
+        launch = ("pipelines.engines.torchrun", "--standalone", f"--nproc-per-node={self.gpus}")
         return (*launch, "-m")
 
 

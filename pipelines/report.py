@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from extract import decode
 from extract.store import FeatureStore
 from extract.videos import find_videos
 from liteeval_train.figures import Filmstrip, draw_filmstrips
 from liteeval_train.run_files import RunFiles
+from pipelines.thumbnails import read_thumbnails
 
-THUMBNAIL_PX = (320, 240)  # width, height
 MAX_FRAMES = 36  # of a video in the picture
 # Of a line of evaluate_SPLIT_videos.jsonl, all that is shown.
 SEEN_KEYS = ("rows", "used", "pts_seconds", "frames", "fine_frames", "gflops")
@@ -111,14 +109,17 @@ def make_filmstrip(result: Mapping[str, Any], path: Path, store: FeatureStore) -
     seen = len(result["rows"])
     shown = choose_frames(np.array(result["used"], bool), MAX_FRAMES)
     rows = np.array(result["rows"])[shown]
-    frame_index = store[result["video_id"]].frame_index[rows]
+    video = store[result["video_id"]]
+    frames_THWC = read_thumbnails(
+        path, video.frame_index[rows], duration_seconds=video.duration_seconds
+    )
     verdict = "right" if result["correct"] else f"taken for {result['predicted']}"
     title = f"{result['video_id']} ({' | '.join(result['labels'])}, {verdict})"
     if len(shown) < seen:
         title += f", {len(shown)} of {seen} frames"
     return Filmstrip(
         title=title,
-        frames_THWC=read_thumbnails(path, frame_index),
+        frames_THWC=frames_THWC,
         used_T=np.array(result["used"], bool)[shown],
         pts_seconds_T=np.array(result["pts_seconds"])[shown],
     )
@@ -141,26 +142,3 @@ def _thin(positions: np.ndarray, count: int) -> np.ndarray:
     if len(positions) <= count:
         return positions
     return positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]
-
-
-def read_thumbnails(path: Path, frame_index: np.ndarray) -> np.ndarray:
-    """The frames of a video with these indices, small: one full picture in memory at a time.
-
-    Args:
-        frame_index: (T,) int64, ascending; an index may stand several times.
-
-    Returns: (T, H, W, 3) uint8, each frame fitted into THUMBNAIL_PX on white.
-    """
-    wanted, inverse = np.unique(frame_index, return_inverse=True)
-    frames = decode.decode_video(
-        path, lambda video: [_thumbnail(frame) for frame in decode.iter_frames(video, wanted)]
-    )
-    return np.stack(frames)[inverse]
-
-
-def _thumbnail(frame_HWC: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(frame_HWC)
-    image.thumbnail(THUMBNAIL_PX)
-    canvas = Image.new("RGB", THUMBNAIL_PX, "white")
-    canvas.paste(image, ((canvas.width - image.width) // 2, (canvas.height - image.height) // 2))
-    return np.asarray(canvas)

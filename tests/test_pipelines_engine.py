@@ -71,7 +71,8 @@ COMMANDS["tool"] = "tool"
 layout = Layout(Path(sys.argv[1]))
 count = int(sys.argv[2])
 sleep = ("tool", "sleep", str(layout.out / "diary"))
-jobs = [Job("sleep" if i == 0 else f"sleep-{i}", sleep) for i in range(count)]
+gpus = int((sys.argv + ["1"])[3])
+jobs = [Job("sleep" if i == 0 else f"sleep-{i}", sleep, gpus=gpus) for i in range(count)]
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 with lock(layout.out) as lock_file:
     try:
@@ -318,6 +319,29 @@ def test_a_failure_is_told_when_the_jobs_beside_it_have_ended(layout: Layout) ->
 def test_a_job_on_two_gpus_is_two_processes_of_torchrun(layout: Layout) -> None:
     assert run(layout, dataclasses.replace(tool(layout, "first"), gpus=2)) == (1, ())
     assert diary(layout) == ["first", "first"]
+
+
+def test_a_process_of_torchrun_that_fails_is_told_without_torchs_traceback(
+    layout: Layout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(JobError, match=r"^misuse failed \(exit code 2\)"):
+        run(layout, dataclasses.replace(tool(layout, "misuse"), gpus=2))
+    messages = capfd.readouterr().err
+    assert "failed: " in messages.splitlines()[-1]
+    assert "Traceback" not in messages
+
+
+def test_an_interrupt_of_torchrun_is_no_traceback(layout: Layout) -> None:
+    runner, messages = layout.out.parent / "path" / "runner.py", layout.out.parent / "messages"
+    runner.write_text(RUNNER)
+    with messages.open("wb") as file:
+        command = [sys.executable, str(runner), str(layout.out), "1", "2"]
+        process = subprocess.Popen(command, stderr=file, stdout=file)
+    wait_until(lambda: diary(layout) == ["sleep", "sleep"], seconds=100)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) == 130
+    assert diary(layout) == ["sleep", "sleep", "saved", "saved"]
+    assert "Traceback" not in messages.read_text()
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_run_on_several_gpus_is_launched_by_torchrun_and_stays_the_same_job(
     four = plan_jobs(load_manifest(path), layout)
     assert digests(four, layout) == digests(one, layout)
     job = {job.name: job for job in four}["fit-lstm"]
-    launch = "torch.distributed.run --standalone --nproc-per-node=4 -m liteeval_train fit"
+    launch = "pipelines.engines.torchrun --standalone --nproc-per-node=4 -m liteeval_train fit"
     assert job.command[:7] == ["-m", *launch.split()]
     assert str(job).startswith("torchrun --standalone --nproc-per-node=4 -m liteeval_train fit ")
     assert {job.gpus for job in four if job.name.startswith("evaluate")} == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -11,17 +12,18 @@ import av
 import numpy as np
 import pytest
 
+from extract.decode import DecodeError
+from extract.supervise import DecodeLimits
 from pipelines.report import (
     MAX_FRAMES,
     RESULT_KEYS,
-    THUMBNAIL_PX,
     ReportError,
     choose_frames,
     choose_results,
     make_filmstrip,
     read_results,
-    read_thumbnails,
 )
+from pipelines.thumbnails import THUMBNAIL_PX, read_thumbnails
 
 
 def result(video_id: str, label: str, fine_frames: int) -> dict[str, object]:
@@ -73,7 +75,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_thumbnails_are_the_frames_asked_for_fitted_on_white(numbered: Path) -> None:
     indices = np.array([0, 7, 7, 30, 49])
-    thumbnails = read_thumbnails(numbered, indices)
+    thumbnails = read_thumbnails(numbered, indices, duration_seconds=5.0)
     width, height = THUMBNAIL_PX
     assert thumbnails.shape == (5, height, width, 3)
     levels = thumbnails[:, height // 2, width // 2].mean(axis=1)
@@ -81,10 +83,25 @@ def test_thumbnails_are_the_frames_asked_for_fitted_on_white(numbered: Path) -> 
     assert (thumbnails[:, :2] == 255).all()  # a wide picture leaves white above
 
 
+def test_a_video_that_never_ends_to_decode_is_given_up(tmp_path: Path) -> None:
+    """A named pipe that nobody writes to: opening it waits for ever."""
+    os.mkfifo(tmp_path / "waits.mp4")
+    limits = DecodeLimits(timeout_seconds=3.0)
+    with pytest.raises(DecodeError, match=r"waits\.mp4: took longer than 3 s to decode"):
+        read_thumbnails(tmp_path / "waits.mp4", np.array([0]), duration_seconds=1.0, limits=limits)
+
+
+def test_a_video_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(DecodeError, match=r"broken\.mp4"):
+        read_thumbnails(tmp_path / "broken.mp4", np.array([0]), duration_seconds=1.0)
+
+
 class Store:
     """What make_filmstrip asks of a store: row k was made from frame 2 k."""
 
     frame_index = np.arange(0, 50, 2)
+    duration_seconds = 5.0
 
     def __getitem__(self, video_id: str) -> Store:
         return self
