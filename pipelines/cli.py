@@ -411,6 +411,7 @@ def time_(
       liteeval time runs/demo/runs/* --videos runs/demo/clips
     """
     from extract.videos import VideoListError
+    from liteeval_train.run_files import name_folders
     from pipelines.timing import (
         TimingError,
         format_timings,
@@ -419,7 +420,8 @@ def time_(
         timings_to_dict,
     )
 
-    opened = {path.name: _open_live(path, weights, device) for path in runs}
+    named = name_folders(runs)
+    opened = {name: _open_live(path, weights, device) for path, name in named.items()}
     try:
         timings = time_runs(opened, pick_videos(sources, count), repeats=repeats)
     except (TimingError, VideoListError) as error:
