@@ -57,6 +57,11 @@ class Preprocessing:
     def row_bytes(self) -> int:
         return math.prod(self.row_shape)
 
+    @property
+    def picture(self) -> Preprocessing:
+        """The part that `resize_and_crop` depends on: equal where the pixels of a frame are."""
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), frames=1)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON would read them back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

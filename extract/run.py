@@ -43,12 +43,15 @@ from extract.supervise import (
     DecodeTask,
     Event,
     Failed,
+    Idle,
     Rows,
     Started,
     WorkerOptions,
+    source_state,
 )
 from extract.videos import Video
 
+IDLE_SECONDS = 1.0  # without news: half-filled batches are computed, old videos committed
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -309,28 +312,45 @@ class _Assembly:
     def __init__(self, task: DecodeTask, rows: int, dims: Mapping[str, int]) -> None:
         self.path = task.path
         self.features = {name: np.empty((rows, dim), np.float16) for name, dim in dims.items()}
-        self.missing = rows * len(dims)
         self.decoded: Decoded | None = None
+        self._places = np.empty(rows, np.int64)  # of each row, among those that are computed
+        self._come = self._distinct = self._waiting = 0
 
     @property
     def complete(self) -> bool:
-        return self.decoded is not None and self.missing == 0
+        return self.decoded is not None and self._waiting == 0
+
+    def expect(self, repeats: np.ndarray) -> int:
+        """Rows have come, of which only those that are no repeats go through the networks.
+
+        Returns: the place of the first of these.
+        """
+        first = self._distinct
+        places = first - 1 + np.cumsum(~repeats)
+        self._places[self._come : self._come + len(repeats)] = places
+        self._come += len(repeats)
+        self._distinct = int(places[-1]) + 1
+        self._waiting += (self._distinct - first) * len(self.features)
+        return first
 
     def put(self, name: str, first: int, features: np.ndarray) -> None:
         self.features[name][first : first + len(features)] = features
-        self.missing -= len(features)
+        self._waiting -= len(features)
+
+    def _all_rows(self, features: np.ndarray) -> np.ndarray:
+        return features if self._distinct == len(features) else features[self._places]
 
     def video_features(self, name: str) -> VideoFeatures:
         decoded = self.decoded
         assert decoded is not None
         return VideoFeatures(
-            features=self.features[name],
+            features=self._all_rows(self.features[name]),
             pts_seconds=decoded.pts_seconds,
             frame_index=decoded.frame_index,
             duration_seconds=decoded.duration_seconds,
             source_fps=decoded.source_fps,
             source_path=os.path.abspath(self.path),
-            source_bytes=self.path.stat().st_size,
+            source_bytes=decoded.source_state[0],
             decoder=decoded.decoder,
             corrupt_frames=decoded.corrupt_frames,
         )
@@ -480,7 +500,7 @@ class Extractor:
         self._queue = _TaskQueue()
         self._pool: DecodePool | None = None
         self._processes = ExitStack()
-        self._events: Iterator[Event] = iter(())
+        self._events: Iterator[Event | Idle] = iter(())
         self._tasks: dict[str, DecodeTask] = {}
         self._assemblies: dict[str, _Assembly] = {}
         self._uncommitted: list[str] = []
@@ -534,11 +554,12 @@ class Extractor:
         with self._lock:
             return [] if self._stopped else step(*arguments)
 
-    def _next_event(self) -> Event | None:
+    def _next_event(self) -> Event | Idle | None:
         """What the decode processes have sent; None when they are idle and nothing waits."""
         event = None if self._stopped else next(self._events, None)
         if event is None and self._queue and not self._stopped:
-            self._events = self._decoders().run(self._queue)
+            # While processes stall, what is complete is committed all the same.
+            self._events = self._decoders().watch(self._queue, idle_seconds=IDLE_SECONDS)
             event = next(self._events, None)
         return event
 
@@ -554,11 +575,15 @@ class Extractor:
             self._pool = self._processes.enter_context(pool)
         return self._pool
 
-    def _take(self, event: Event) -> list[Outcome]:
+    def _take(self, event: Event | Idle) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        if isinstance(event, Rows):
+        if isinstance(event, Idle):
+            self._flush_batches()
+        elif isinstance(event, Rows):
+            assembly = self._assemblies[event.video_id]
+            first, fresh = assembly.expect(event.repeats), ~event.repeats
             for name, pixels in event.pixels.items():
-                self._batchers[name].add(self._assemblies[event.video_id], event.first, pixels)
+                self._batchers[name].add(assembly, first, pixels if fresh.all() else pixels[fresh])
         elif isinstance(event, Started):
             task = self._tasks[event.video_id]
             dims = {name: self._backbones[name].feature_dim for name in task.inputs}
@@ -570,9 +595,12 @@ class Extractor:
         return outcomes + self._store_complete()
 
     def _flush(self) -> list[Outcome]:
+        self._flush_batches()
+        return self._store_complete() + self.commit()
+
+    def _flush_batches(self) -> None:
         for batcher in self._batchers.values():
             batcher.flush()
-        return self._store_complete() + self.commit()
 
     def _store_complete(self) -> list[Outcome]:
         """Hand complete videos to the writers, and commit when it is time."""
@@ -593,6 +621,11 @@ class Extractor:
         decoded = assembly.decoded
         assert decoded is not None
         try:
+            if source_state(assembly.path) != decoded.source_state:
+                raise ValueError(
+                    f"{assembly.path}: was written to while it was read "
+                    f"({decoded.source_state[0]} bytes when it was opened); the next run takes it"
+                )
             items = {name: assembly.video_features(name) for name in assembly.features}
             for name, item in items.items():
                 self._writers[name].check(video_id, item)

@@ -29,13 +29,14 @@ import numpy as np
 
 from extract.decode import DecodeError, DecodeOptions, Video, decode_video
 from extract.preprocess import Preprocessing
-from extract.rows import iter_rows
-from extract.sampling import evenly_spaced, row_frames
+from extract.rows import iter_rows, repeats
+from extract.sampling import evenly_spaced, row_count, row_frames
 
 ATTEMPTS = 2
 SLOTS_PER_WORKER = 4
 SLOT_BYTES = 4 << 20
 VIDEOS_PER_WORKER = 1000  # then a fresh process, against leaks in native code
+MAX_ROWS = 1 << 21  # of one video: 24 hours at 24 a second
 PROBE_BYTES_PER_SECOND = 10e6  # reading slower than this counts as hanging
 
 spawning = multiprocessing.get_context("spawn")
@@ -58,9 +59,9 @@ class DecodeLimits:
     timeout_factor: float = 2.0  # and this many seconds per second of video
     memory_bytes: int = 4 << 30  # of a worker, beyond what it needs to start
 
-    def probe_seconds(self, path: Path) -> float:
+    def probe_seconds(self, size_bytes: int) -> float:
         """To read the packets of a file whose length is not known yet."""
-        return self.timeout_seconds + path.stat().st_size / PROBE_BYTES_PER_SECOND
+        return self.timeout_seconds + size_bytes / PROBE_BYTES_PER_SECOND
 
     def decode_seconds(self, duration_seconds: float) -> float:
         """For each pass that decodes."""
@@ -83,6 +84,12 @@ class Rows:
     video_id: str
     first: int
     pixels: Mapping[str, np.ndarray]  # input name → (n, *row_shape) uint8
+    repeats: np.ndarray  # (n,) bool: whether a row has the very pixels of the row before it
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Nothing has come for a while."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,14 @@ class Decoded:
     source_fps: float
     decoder: str
     corrupt_frames: int
+    source_state: tuple[int, int]  # of the file, when it was opened: see `source_state`
     busy_seconds: float  # that opening, decoding and resizing took, without waits for the parent
+
+
+def source_state(path: Path) -> tuple[int, int]:
+    """Bytes, and time of the last change in ns: others where a file was written to meanwhile."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,12 @@ class DecodePool:
 
     def run(self, tasks: Iterable[DecodeTask]) -> Iterator[Event]:
         """Events of all tasks as they happen; each task ends in one Decoded or Failed."""
+        return (event for event in self.watch(tasks) if not isinstance(event, Idle))
+
+    def watch(
+        self, tasks: Iterable[DecodeTask], *, idle_seconds: float | None = None
+    ) -> Iterator[Event | Idle]:
+        """As `run`, and an Idle each time when for so long nothing happened; None: never."""
         pending = iter(tasks)
         retries: deque[DecodeTask] = deque()
         while True:
@@ -180,7 +200,10 @@ class DecodePool:
             busy = [worker for worker in self._workers if worker.task is not None]
             if not busy:
                 return
-            for worker in _ready(busy):
+            ready = _ready(busy, idle_seconds)
+            if not ready:
+                yield Idle()
+            for worker in ready:
                 for event in worker.receive():
                     if isinstance(event, Failed) and event.attempts < ATTEMPTS:
                         assert worker.task is not None
@@ -206,11 +229,15 @@ class DecodePool:
             worker.start(task, attempt=1)
 
 
-def _ready(workers: list[_Worker]) -> list[_Worker]:
-    """Blocks until a worker has sent something or has died."""
+def _ready(workers: list[_Worker], timeout_seconds: float | None) -> list[_Worker]:
+    """Blocks until a worker has sent something or has died; none if that takes too long."""
     handles: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
     handles |= {worker.process.sentinel: worker for worker in workers}
-    return list({id(handles[handle]): handles[handle] for handle in wait(list(handles))}.values())
+    return list(
+        {
+            id(handles[handle]): handles[handle] for handle in wait(list(handles), timeout_seconds)
+        }.values()
+    )
 
 
 class _Worker:
@@ -256,8 +283,8 @@ class _Worker:
                 message = self.connection.recv()
                 if isinstance(message, _Filled):
                     views = self._options.slot_views(self._memory, message.slot)
-                    rows = {name: views[name][: message.count] for name in task.inputs}
-                    yield Rows(task.video_id, message.first, rows)
+                    rows = {name: views[name][: message.repeats.size] for name in task.inputs}
+                    yield Rows(task.video_id, message.first, rows, message.repeats)
                     self.connection.send(message.slot)
                 elif isinstance(message, _Error):
                     yield Failed(task.video_id, "decode", message.text, self._attempt)
@@ -294,7 +321,7 @@ class _Worker:
 class _Filled:
     slot: int
     first: int
-    count: int
+    repeats: np.ndarray  # (n,) bool, of its n rows
 
 
 @dataclass(frozen=True)
@@ -374,26 +401,35 @@ class _Service:
 
     def _decode(self, task: DecodeTask) -> Decoded:
         limits, begun = self._options.limits, time.monotonic()
+        state = source_state(task.path)
 
         def allow(seconds: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds(seconds))
 
-        signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(task.path))
+        signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(state[0]))
         return decode_video(
             task.path,
-            lambda video: self._send_rows(task, video, begun),
+            lambda video: self._send_rows(task, video, begun, state),
             self._options.decode,
             on_pass=allow,
         )
 
-    def _send_rows(self, task: DecodeTask, video: Video, begun: float) -> Decoded:
+    def _send_rows(
+        self, task: DecodeTask, video: Video, begun: float, state: tuple[int, int]
+    ) -> Decoded:
         """Decode, preprocess and hand over every row of one video, unless stopped before."""
-        options = self._options
-        indices = row_frames(video.timeline, options.fps)
-        rows = options.select(len(indices), options.max_rows or len(indices))
-        indices = indices[rows]
-        self._connection.send(Started(task.video_id, len(indices), begun))
+        options, timeline = self._options, video.timeline
+        total = row_count(timeline.duration_seconds, options.fps)
+        if total > MAX_ROWS:
+            raise DecodeError(
+                f"{task.path}: {timeline.duration_seconds:.0f} s at {options.fps:g} rows a second "
+                f"are {total} rows, more than {MAX_ROWS}; give a lower --fps"
+            )
+        rows = options.select(total, options.max_rows or total)
+        indices = row_frames(timeline, options.fps)[rows]
         inputs = {name: options.inputs[name] for name in task.inputs}
+        repeated = repeats(timeline, options.fps, inputs, rows)
+        self._connection.send(Started(task.video_id, len(indices), begun))
         count = 0
         for k, row in enumerate(iter_rows(video, options.fps, inputs, rows)):
             if count == 0:
@@ -406,16 +442,19 @@ class _Service:
             count += 1
             if count == options.rows_per_slot or k == len(indices) - 1:
                 # Only now is the slot given away: rows that fail half-way leave it free.
-                self._connection.send(_Filled(self._free.popleft(), k - count + 1, count))
+                first = k - count + 1
+                filled = _Filled(self._free.popleft(), first, repeated[first : k + 1])
+                self._connection.send(filled)
                 count = 0
         return Decoded(
             video_id=task.video_id,
-            pts_seconds=video.timeline.pts_seconds[indices],
+            pts_seconds=timeline.pts_seconds[indices],
             frame_index=indices,
-            duration_seconds=video.timeline.duration_seconds,
+            duration_seconds=timeline.duration_seconds,
             source_fps=video.source_fps,
             decoder=video.decoder,
             corrupt_frames=video.corrupt_frames,
+            source_state=state,
             busy_seconds=time.monotonic() - begun - self._waited_seconds,
         )
 

@@ -1,5 +1,6 @@
 """One decoding pass gives every backbone the frames it would get alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from clips import Clip, steady_times
 
 from extract import decode
 from extract.preprocess import Preprocessing
-from extract.rows import iter_rows
+from extract.rows import iter_rows, repeats
+from extract.sampling import Timeline
 
 MEAN = STD = (0.5, 0.5, 0.5)
 FRAME = Preprocessing(48, 32, MEAN, STD)
@@ -58,3 +60,42 @@ def test_a_snippet_alone_needs_no_row_frame(path: Path, pictures: list[np.ndarra
     rows = list(iter_rows(decode.probe(path), 1.0, {"clip": CLIP}))
     expected = [CLIP.resize_and_crop(pictures[i]) for i in snippet_by_hand(2)]
     np.testing.assert_array_equal(rows[2]["clip"], np.stack(expected))
+
+
+def test_inputs_of_one_size_and_filter_share_each_resize(
+    path: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four rows: four resizes to 48 px, which two networks share, and four to 40 px."""
+    resize, sizes = Preprocessing.resize_and_crop, []
+
+    def counting(self: Preprocessing, frame: np.ndarray) -> np.ndarray:
+        sizes.append(self.resize_px)
+        return resize(self, frame)
+
+    monkeypatch.setattr(Preprocessing, "resize_and_crop", counting)
+    inputs = {"a": FRAME, "b": replace(FRAME, mean=(0.1, 0.2, 0.3)), "small": SMALL}
+    rows = list(iter_rows(decode.probe(path), 1.0, inputs))
+    assert (sizes.count(48), sizes.count(40)) == (4, 4)
+    for k, row in enumerate(rows):
+        np.testing.assert_array_equal(row["b"], resize(FRAME, pictures[25 * k]))
+
+
+def test_a_snippet_and_a_frame_of_one_size_share_frames(
+    path: Path, pictures: list[np.ndarray]
+) -> None:
+    inputs = {"clip": CLIP, "frame": replace(CLIP, frames=1)}
+    for k, row in enumerate(iter_rows(decode.probe(path), 1.0, inputs)):
+        np.testing.assert_array_equal(row["frame"], CLIP.resize_and_crop(pictures[25 * k]))
+        expected = [CLIP.resize_and_crop(pictures[i]) for i in snippet_by_hand(k)]
+        np.testing.assert_array_equal(row["clip"], np.stack(expected))
+
+
+def test_a_row_repeats_where_every_input_shows_the_same_frames() -> None:
+    """Frames at 0, 2 and 10 s. A snippet reaches 1 s to either side of its row."""
+    timeline = Timeline(np.array([0.0, 2.0, 10.0]), 12.0)
+    alone = repeats(timeline, 1.0, {"frame": FRAME})
+    assert np.flatnonzero(~alone).tolist() == [0, 2, 10]
+    both = repeats(timeline, 1.0, {"frame": FRAME, "clip": CLIP})
+    assert np.flatnonzero(~both).tolist() == [0, 1, 2, 3, 4, 9, 10, 11]
+    chosen = repeats(timeline, 1.0, {"frame": FRAME}, np.array([0, 1, 5, 11]))
+    assert chosen.tolist() == [False, True, False, False]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from damage import damaged_clips, time_limit
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.decode import sample_frames
-from extract.run import ExtractOptions, extract_features
+from extract.run import Committed, ExtractOptions, Extractor, extract_features
 from extract.store import FeatureStore, StoreError, part_paths, verify_store
-from extract.supervise import SLOTS_PER_WORKER, DecodeLimits
+from extract.supervise import SLOTS_PER_WORKER, DecodeLimits, DecodeTask
 from extract.videos import Video, find_videos
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +219,67 @@ def test_more_damaged_videos_than_a_worker_has_slots_are_all_stored(
         summary = extract_features(videos, tmp_path / "out", [small], options(workers=1))
     assert (summary.videos, summary.failures) == (3 * SLOTS_PER_WORKER, 0)
     assert len(FeatureStore(tmp_path / "out" / small.spec.store_name)) == 3 * SLOTS_PER_WORKER
+
+
+def test_a_file_that_grows_while_it_is_read_is_left_to_the_next_run(
+    folder: Path, small: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of 46 frames was there when it was decoded, all of them when it was to be stored."""
+    whole = (folder / "clip 2.mkv").read_bytes()
+    copied = tmp_path / "v" / "a.mkv"
+    copied.parent.mkdir()
+    copied.write_bytes(whole[: len(whole) // 2])
+    store = Extractor._store
+
+    def copy_and_store(self: Extractor, video_id: str) -> object:
+        copied.write_bytes(whole)
+        return store(self, video_id)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Extractor, "_store", copy_and_store)
+        summary = extract_features(find_videos([copied]), out, [small], options())
+    assert (summary.videos, summary.failures) == (0, 1)
+    (record,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    assert f"was written to while it was read ({len(whole) // 2} bytes" in record["error"]
+    again = extract_features(find_videos([copied]), out, [small], options())
+    assert (again.videos, again.failures, again.changed_sources) == (1, 0, 0)
+    stored = FeatureStore(out / small.spec.store_name)["a"]
+    assert (len(stored.features), stored.source_bytes) == (8, len(whole))  # 1.84 s at 4 rows
+
+
+def test_what_is_complete_is_committed_while_a_decode_process_stalls(
+    folder: Path, small: Backbone, tmp_path: Path
+) -> None:
+    """The rows of two videos do not fill a batch, and nothing comes after them."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    videos = [*find_videos([folder])[:2], Video("pipe", tmp_path / "pipe.mp4")]
+    tasks = [DecodeTask(v.id, v.path, (small.spec.store_name,)) for v in videos]
+    stalling = DecodeLimits(timeout_seconds=600.0)
+    opts = options(workers=1, batch_size=64, commit_seconds=0.1, limits=stalling)
+    with time_limit(60), Extractor(tmp_path / "out", [small], opts) as extractor:
+        outcomes = chain(extractor.add(tasks), extractor.finish())
+        committed = next(o for o in outcomes if isinstance(o, Committed))
+    assert set(committed.video_ids) == {video.id for video in videos[:2]}
+
+
+def test_rows_of_one_frame_go_through_the_networks_once(small: Backbone, tmp_path: Path) -> None:
+    """Two frames, half an hour apart: at 4 rows a second 7200 of the first and one of the second.
+
+    The network gives rows their number in the batch: 0 and 1, for the two frames fill one.
+    """
+    times = (Fraction(0), Fraction(1800))
+    clip = Clip("bomb.mkv", "libx264", times, time_base=Fraction(1, 1000))
+    numbering = copy.deepcopy(small)
+    numbering.extractor.register_forward_hook(
+        lambda module, given, out: torch.arange(len(out))[:, None].expand(-1, out.shape[1])
+    )
+    videos = find_videos([clip.build(tmp_path)])
+    summary = extract_features(videos, tmp_path / "out", [numbering], options())
+    assert summary.rows == 7201
+    stored = FeatureStore(tmp_path / "out" / small.spec.store_name)["bomb"]
+    assert stored.frame_index.tolist() == [0] * 7200 + [1]
+    assert stored.features[:, 0].tolist() == [0] * 7200 + [1]
 
 
 SCRIPT = """

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from fractions import Fraction
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def collect(events: list[Event], video_id: str) -> np.ndarray:
 def copied(event: Event) -> Event:
     """Rows are valid only until the next event."""
     if isinstance(event, Rows):
-        return Rows(event.video_id, event.first, {k: v.copy() for k, v in event.pixels.items()})
+        return replace(event, pixels={k: v.copy() for k, v in event.pixels.items()})
     return event
 
 
@@ -170,6 +171,16 @@ def test_where_decoding_tells_the_times_the_limit_follows_the_videos_length(
         service.answer(task(path))
     waits = [0, 0]  # around the wait for each of two slots
     assert alarms == [20, 300, 300, *waits, *waits, 0]
+
+
+def test_more_rows_than_any_use_has_are_refused(tmp_path: Path) -> None:
+    """Two frames, 23 hours apart, at 100 rows a second: 8,280,000 rows and those of the last."""
+    times = (Fraction(0), Fraction(23 * 3600))
+    clip = Clip("bomb.mkv", "libx264", times, time_base=Fraction(1, 1000), width=64)
+    (failed,) = run([clip.build(tmp_path)], replace(options(), fps=100.0), workers=1)
+    assert isinstance(failed, Failed)
+    assert "are 828000" in failed.error
+    assert "lower --fps" in failed.error
 
 
 def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -> None:
