@@ -5,8 +5,8 @@
 Images per second of the same batch in each form, taking turns, the median of the rounds:
 
     eager           the network as published
-    channels last   weights in the order of NHWC: what liteeval-extract runs
-    fused           and each normalisation folded into the convolution before it
+    channels last   weights in the order of NHWC: what liteeval-extract runs on a GPU
+    fused           and each normalisation folded into the convolution before it: on a CPU
     compiled        and by torch.compile; on a GPU with CUDA graphs
     frozen          compiled with the weights as constants (CPU)
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from extract.backbones import Backbone
+from extract.backbones import Backbone, FeatureExtractor, fold_normalisation
 from extract.decode import DecodeOptions
 from extract.failures import append_failure
 from extract.store import (
@@ -367,7 +367,7 @@ class _Batcher:
         self._name = backbone.spec.store_name
         self._device = device
         self._precision = options.precision
-        self._extractor = backbone.extractor.to(device).to(memory_format=torch.channels_last)
+        self._extractor = _fast_extractor(backbone, device, options.precision)
         row_shape = backbone.spec.preprocessing.row_shape
         size = options.batch_size or default_batch_size(row_shape, device)
         cuda = device.type == "cuda"
@@ -429,6 +429,14 @@ class _Batcher:
             assembly.put(self._name, first, features[position : position + count])
             position += count
         self._buffers.append(batch.pixels)
+
+
+def _fast_extractor(backbone: Backbone, device: torch.device, precision: str) -> FeatureExtractor:
+    """On its device, in the form that is fast there. Low precisions would round folded weights."""
+    extractor = backbone.extractor.to(device)
+    if device.type == "cpu" and precision == "fp32":
+        extractor = fold_normalisation(backbone)
+    return extractor.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

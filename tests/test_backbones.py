@@ -20,6 +20,7 @@ from extract.backbones import (
     BackboneError,
     _read_state,
     describe_backbones,
+    fold_normalisation,
     load_backbone,
     load_network,
     parse_backbone,
@@ -142,6 +143,55 @@ def test_features_are_timms(name: str) -> None:
         theirs_pixels = create_transform(**config)(Image.fromarray(image))[None]
         expected = theirs.forward_head(theirs.forward_features(theirs_pixels), pre_logits=True)
         assert cosine(backbone.extractor(pixels), expected) >= 0.9995
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("mobilenet_v2@64", 52, 0), ("timm:resnet18.a1_in1k@64", 20, 0)]
+)
+def test_folded_normalisation_changes_no_row(name: str, before: int, after: int) -> None:
+    spec = parse_backbone(name)
+    backbone = load_backbone(spec, "random")
+    folded = fold_normalisation(backbone)
+    assert (norms(backbone.extractor.network), norms(folded.network)) == (before, after)
+    pixels = torch.from_numpy(
+        np.stack([spec.preprocessing.resize_and_crop(p) for p in pictures(3)])
+    )
+    with torch.inference_mode():
+        expected, found = backbone.extractor(pixels), folded(pixels)
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+
+
+class LooksAtItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = self.norm(pixels)
+        return (pixels if pixels.mean() > 0 else -pixels).mean((2, 3))
+
+
+class FoldedWrong(nn.Module):
+    """Its convolution runs a second time without normalisation, which folding overlooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        nn.init.constant_(self.norm.running_var, 100.0)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (self.norm(self.conv(pixels)) + self.conv(pixels)).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [LooksAtItsInput(), FoldedWrong(), nn.Sequential(nn.Flatten())])
+def test_what_cannot_be_folded_is_left_as_it_is(network: nn.Module) -> None:
+    backbone = load_backbone(parse_backbone("mobilenet_v2@32"), "random")
+    backbone.extractor.network = network.eval()
+    assert fold_normalisation(backbone) is backbone.extractor
 
 
 def pictures(count: int) -> list[np.ndarray]:
