@@ -36,7 +36,7 @@ def _user_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-class _FiniteRange(click.FloatRange):
+class FiniteRange(click.FloatRange):
     """A range without NaN, which compares with nothing, and without infinity."""
 
     def convert(
@@ -55,7 +55,7 @@ def _print_json(document: Any) -> None:
 def _decode_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--max-duration", default=24 * 3600.0, show_default=True,
-                     type=click.FloatRange(0, min_open=True),
+                     type=FiniteRange(0, min_open=True),
                      help="Seconds; longer videos are refused."),
         click.option("--max-pixels", default=16384 * 16384 - 1, show_default=True,
                      type=click.IntRange(1), help="Refuse larger frames."),
@@ -110,7 +110,7 @@ def main() -> None:
               help="Repeat for several; see `liteeval-extract backbones`.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE|random",
               help="Default: the published weights.")  # fmt: skip
-@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000),
+@click.option("--fps", default=1.0, show_default=True, type=FiniteRange(0.001, 1000),
               help="Rows per second of video.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--workers", default=0, type=click.IntRange(0, 1024),
@@ -123,7 +123,7 @@ def main() -> None:
 @click.option("--shard", metavar="I/N",
               help="Only the videos of shard I (from 0) of N, by a hash of their ids.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=_FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
+              type=FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), help="Extract only these video_ids.")
 @_json_option
@@ -305,11 +305,11 @@ def _checked_device(device: str) -> str:
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(0),
               help="0: a classifier on frozen features alone.")  # fmt: skip
 @click.option("--lr", "learning_rate", default=0.01, show_default=True,
-              type=_FiniteRange(0, min_open=True),
+              type=FiniteRange(0, min_open=True),
               help="At first; falls as a cosine.")  # fmt: skip
-@click.option("--weight-decay", default=5e-4, show_default=True, type=_FiniteRange(0))
+@click.option("--weight-decay", default=5e-4, show_default=True, type=FiniteRange(0))
 @click.option("--clip-norm", default=1.0, show_default=True,
-              type=_FiniteRange(0, min_open=True), help="Of the gradient.")  # fmt: skip
+              type=FiniteRange(0, min_open=True), help="Of the gradient.")  # fmt: skip
 @click.option("--batch", "batch_videos", default=16, show_default=True, type=click.IntRange(2),
               help="Videos per step, of all processes together.")  # fmt: skip
 @click.option("--segments", default=3, show_default=True, type=click.IntRange(1, 1000),
@@ -317,17 +317,17 @@ def _checked_device(device: str) -> str:
 @click.option("--consensus/--no-consensus", default=None,
               help="Loss of a video's mean logits. Default: for dpn107.")  # fmt: skip
 @click.option("--label-smoothing", default=0.0, show_default=True,
-              type=_FiniteRange(0, 1, max_open=True))  # fmt: skip
+              type=FiniteRange(0, 1, max_open=True))  # fmt: skip
 @click.option("--crop-area", default=0.4, show_default=True,
-              type=_FiniteRange(0, 1, min_open=True),
+              type=FiniteRange(0, 1, min_open=True),
               help="Smallest share of a picture that a random crop shows.")  # fmt: skip
-@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000),
+@click.option("--fps", default=1.0, show_default=True, type=FiniteRange(0.001, 1000),
               help="Rows per second of video.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--cache", type=click.Path(path_type=Path),
               help="Keep decoded pixels here. Default: in --out, until the end.")  # fmt: skip
-@click.option("--cache-gb", default=20.0, show_default=True, type=_FiniteRange(0.001),
+@click.option("--cache-gb", default=20.0, show_default=True, type=FiniteRange(0.001),
               help="GiB of decoded pixels, at most: bounds the rows of a video.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--precision", default="fp32", show_default=True,
@@ -336,7 +336,7 @@ def _checked_device(device: str) -> str:
               help="Processes that decode and crop; 0, the default: cores − 1.")  # fmt: skip
 @_decode_options
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=_FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
+              type=FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @_json_option
 def finetune(
@@ -424,7 +424,7 @@ def _print_finetuned(facts: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("video", type=click.Path(path_type=Path))
-@click.option("--fps", default=1.0, show_default=True, type=_FiniteRange(0.001, 1000))
+@click.option("--fps", default=1.0, show_default=True, type=FiniteRange(0.001, 1000))
 @_decode_options
 @_json_option
 def frames(
@@ -524,7 +524,7 @@ def inspect(store: Path, as_json: bool) -> None:
               help="For --deep: the weights files that the stores were made with.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="For --deep: as in `run`.")
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=_FiniteRange(0.001, LONGEST_TIMEOUT_SECONDS),
+              type=FiniteRange(0.001, LONGEST_TIMEOUT_SECONDS),
               help="For --deep: as in `run`.")  # fmt: skip
 @_json_option
 def verify(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from extract.cli import FiniteRange
 from extract.videos import VideoListError
 from pipelines.datasets.listing import DataSetError, Source
 from pipelines.engines.local import INTERRUPTED, Choice
@@ -152,7 +153,7 @@ def run(
 @main.command()
 @_what_options
 @click.option("--gflops-per-second", default=ASSUMED_GFLOPS_PER_SECOND, show_default=True,
-              type=click.FloatRange(0, min_open=True),
+              type=FiniteRange(0, min_open=True),
               help="What the machine is assumed to do, for the estimate.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def plan(
@@ -330,7 +331,7 @@ def _exit(done: Done) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--videos", default=60, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", nargs=2, default=(8.0, 12.0), show_default=True,
-              type=click.FloatRange(0.1, 600.0), help="Shortest and longest clip.")  # fmt: skip
+              type=FiniteRange(0.1, 600.0), help="Shortest and longest clip.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def clips(folder: Path, videos: int, seconds: tuple[float, float], seed: int) -> None:
     """Render labelled clips into FOLDER, with labels.csv: the data of the demo.
@@ -438,7 +439,7 @@ def time_(
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
               help="Of a backbone whose weights came from a file.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=click.FloatRange(0.1),
+              type=FiniteRange(0.1),
               help="Seconds that decoding a video may take; longer for long videos.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(1), help="Predict at the K-th fine frame.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -494,11 +495,11 @@ def predict(
               help="Folder of a trained run.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",
               help="Of a backbone whose weights came from a file.")  # fmt: skip
-@click.option("--reset-seconds", default=30.0, show_default=True, type=click.FloatRange(0),
+@click.option("--reset-seconds", default=30.0, show_default=True, type=FiniteRange(0),
               help="Forget what was seen whenever so much has passed, about as long as the videos "
               "that RUN was trained on; 0: never.")  # fmt: skip
 @click.option("--timeout", "timeout_seconds", default=30.0, show_default=True,
-              type=click.FloatRange(0.1), help="Seconds to wait for the next row.")  # fmt: skip
+              type=FiniteRange(0.1), help="Seconds to wait for the next row.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 def stream(
@@ -585,7 +586,7 @@ def _open_live(run: Path, weights: tuple[str, ...], device: str) -> LiveRun:
 @click.option("--fold", default=1, show_default=True, type=click.IntRange(1),
               help="Of breakfast: 1 to 4.")  # fmt: skip
 @click.option("--val-share", default=0.1, show_default=True,
-              type=click.FloatRange(0, 1, max_open=True),
+              type=FiniteRange(0, 1, max_open=True),
               help="Of train, where there is no split val; 0: test becomes val.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
 def import_(

@@ -138,3 +138,14 @@ def test_clips_refuse_lengths_out_of_order(tmp_path: Path) -> None:
     result = liteeval("clips", tmp_path / "clips", "--seconds", "3", "2")
     assert result.exit_code == 2
     assert "the shortest clip is longer than the longest" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "arguments",
+    [("predict", "x.mp4", "--run", "r", "--timeout"), ("stream", "-", "--run", "r", "--timeout")],
+)
+def test_a_time_that_is_no_number_is_refused(arguments: tuple[str, ...], value: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, value])
+    assert result.exit_code == 2
+    assert value in result.output
