@@ -426,10 +426,13 @@ def _print_finetuned(facts: dict[str, Any]) -> None:
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--fps", default=1.0, show_default=True, type=FiniteRange(0.001, 1000))
 @_decode_options
+@click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
+              type=click.FloatRange(0.1), help="As in `run`.")  # fmt: skip
 @_json_option
 def frames(
     video: Path,
     fps: float,
+    timeout_seconds: float,
     decoder: str,
     on_corrupt: str,
     max_pixels: int,
@@ -442,12 +445,13 @@ def frames(
     Example:
       liteeval-extract frames talk.mp4 --fps 2 --json
     """
-    from extract.decode import DecodeOptions, describe_samples
+    from extract.decode import DecodeOptions
+    from extract.supervise import DecodeLimits, describe_in_process
 
     with _user_errors():
-        facts = describe_samples(
-            video, fps, DecodeOptions(decoder, on_corrupt, max_pixels, max_duration)
-        )
+        options = DecodeOptions(decoder, on_corrupt, max_pixels, max_duration)
+        limits = DecodeLimits(timeout_seconds=timeout_seconds)
+        facts = describe_in_process(video, fps, options, limits)
     if as_json:
         _print_json(facts)
         return
@@ -517,7 +521,7 @@ def inspect(store: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Also decode and compute a sample of videos again.")
+@click.option("--deep", is_flag=True, help="Also decode and compute rows of some videos again.")
 @click.option("--sample", default=5, show_default=True, type=click.IntRange(1),
               help="How many videos --deep recomputes per store.")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="NAME[@SIZE]=FILE",

@@ -7,8 +7,6 @@ a row or two ahead: while its rows are not taken, it does not read on.
 from __future__ import annotations
 
 import os
-import resource
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,7 +17,7 @@ import numpy as np
 
 from extract.decode import DEMUXERS, DecodeError, DecodeOptions, Source, iter_stream
 from extract.preprocess import Preprocessing
-from extract.supervise import DecodeLimits, bound_memory, spawning
+from extract.supervise import DecodeLimits, confine, spawning
 
 # What an address may make libavformat open: the protocols of its own kind, and no file.
 _PROTOCOLS = {
@@ -155,9 +153,7 @@ def _serve(
     limits: DecodeLimits,
 ) -> None:
     """Send each row, then None; a message instead if the source cannot be decoded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    bound_memory(limits.memory_bytes)
+    confine(limits)
     if feed is not None:
         os.dup2(feed.fileno(), 0)
     try:

@@ -23,11 +23,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from extract.decode import DecodeError, DecodeOptions, Video, decode_video
+from extract.decode import (
+    DecodeError,
+    DecodeOptions,
+    Video,
+    decode_video,
+    describe_samples,
+)
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows, repeats
 from extract.sampling import evenly_spaced, row_count, row_frames
@@ -38,6 +44,8 @@ SLOT_BYTES = 4 << 20
 VIDEOS_PER_WORKER = 1000  # then a fresh process, against leaks in native code
 MAX_ROWS = 1 << 21  # of one video: 24 hours at 24 a second
 PROBE_BYTES_PER_SECOND = 10e6  # reading slower than this counts as hanging
+
+T = TypeVar("T")
 
 spawning = multiprocessing.get_context("spawn")
 
@@ -66,6 +74,14 @@ class DecodeLimits:
     def decode_seconds(self, duration_seconds: float) -> float:
         """For each pass that decodes."""
         return max(self.timeout_seconds, self.timeout_factor * duration_seconds)
+
+    def allow(self, duration_seconds: float) -> None:
+        """From now on this process may decode for so much video; then the kernel ends it."""
+        self.arm(self.decode_seconds(duration_seconds))
+
+    @staticmethod
+    def arm(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 @dataclass(frozen=True)
@@ -301,17 +317,45 @@ class _Worker:
 
     def _died(self, task: DecodeTask) -> Failed:
         self.end_process()
-        code = self.process.exitcode
-        if code == -signal.SIGALRM:
-            what = "took longer than its time limit; raise --timeout or mend the file"
-        else:
-            what = f"the decoder process died (exit code {code})"
+        what = _how_it_ended(self.process.exitcode)
         return Failed(task.video_id, "decode", f"{task.path}: {what}", self._attempt)
 
     def end_process(self) -> None:
         self.connection.close()
         self.process.kill()
         self.process.join()
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGALRM:
+        return "took longer than its time limit; raise --timeout or mend the file"
+    return f"the decoder process died (exit code {exit_code})"
+
+
+def describe_in_process(
+    path: Path, fps: float, options: DecodeOptions, limits: DecodeLimits
+) -> dict[str, Any]:
+    """What `describe_samples` gives, made by a process of its own that the limits end.
+
+    Raises: DecodeError as it does, or if the process was ended.
+    """
+    connection, theirs = spawning.Pipe(duplex=False)
+    arguments = (theirs, path, fps, options, limits)
+    process = spawning.Process(target=_describe, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer: dict[str, Any] | _Error = connection.recv()
+    except EOFError:
+        process.join()
+        raise DecodeError(f"{path}: {_how_it_ended(process.exitcode)}") from None
+    finally:
+        connection.close()
+        process.kill()
+        process.join()
+    if isinstance(answer, _Error):
+        raise DecodeError(answer.text)
+    return answer
 
 
 # --- in the worker -------------------------------------------------------------------------
@@ -336,11 +380,7 @@ class _Stop:
 
 def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
     """Decode tasks until the parent goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    bound_memory(options.limits.memory_bytes)
+    confine(options.limits)
     service = _Service(connection, memory, options)
     try:
         while True:
@@ -349,13 +389,46 @@ def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
         os._exit(0)  # the parent is gone
 
 
-def bound_memory(extra_bytes: int) -> None:
+def _describe(
+    connection: Connection, path: Path, fps: float, options: DecodeOptions, limits: DecodeLimits
+) -> None:
+    confine(limits)
+
+    def describe() -> dict[str, Any]:
+        limits.arm(limits.probe_seconds(path.stat().st_size))
+        return describe_samples(path, fps, options, on_pass=limits.allow)
+
+    connection.send(_answer(path, describe))
+
+
+def confine(limits: DecodeLimits) -> None:
+    """This process is its parent's to stop, and may take so much memory and leave no core file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm") as file:
         now_bytes = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = now_bytes + extra_bytes
+    wanted = now_bytes + limits.memory_bytes
     if hard == resource.RLIM_INFINITY or wanted < hard:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+
+
+def _answer(path: Path, work: Callable[[], T]) -> T | _Error:
+    """What comes of work on a file; the alarm is off afterwards. The parent's end is an error."""
+    try:
+        return work()
+    except DecodeError as error:
+        return _Error(str(error))
+    except MemoryError:
+        return _Error(f"{path}: needs more memory than a decoder may take")
+    except (ConnectionError, EOFError):
+        raise
+    except OSError as error:
+        return _Error(f"{path}: cannot be read ({error.strerror})")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class _Service:
@@ -384,34 +457,17 @@ class _Service:
             self._free.append(message)
 
     def answer(self, task: DecodeTask) -> None:
-        message: Decoded | _Error
-        try:
-            message = self._decode(task)
-        except DecodeError as error:
-            message = _Error(str(error))
-        except MemoryError:
-            message = _Error(f"{task.path}: needs more memory than a decoder may take")
-        except (ConnectionError, EOFError):
-            raise
-        except OSError as error:
-            message = _Error(f"{task.path}: cannot be read ({error.strerror})")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        self._connection.send(message)
+        self._connection.send(_answer(task.path, lambda: self._decode(task)))
 
     def _decode(self, task: DecodeTask) -> Decoded:
         limits, begun = self._options.limits, time.monotonic()
         state = source_state(task.path)
-
-        def allow(seconds: float) -> None:
-            signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds(seconds))
-
-        signal.setitimer(signal.ITIMER_REAL, limits.probe_seconds(state[0]))
+        limits.arm(limits.probe_seconds(state[0]))
         return decode_video(
             task.path,
             lambda video: self._send_rows(task, video, begun, state),
             self._options.decode,
-            on_pass=allow,
+            on_pass=limits.allow,
         )
 
     def _send_rows(

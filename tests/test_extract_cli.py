@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -108,6 +109,32 @@ def test_deep_verification_notices_a_wrong_row(folder: Path, store: Path, tmp_pa
     result = call("verify", tmp_path / "s", "--deep")
     assert result.exit_code == 1
     assert result.stdout.count("row 0 differs from the recomputed one by") == 3
+
+
+def test_frames_ends_a_file_that_blocks_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    result = call("frames", tmp_path / "pipe.mp4", "--timeout", 0.5)
+    assert result.exit_code == 1
+    assert "pipe.mp4: took longer than its time limit" in result.output
+
+
+def decodes(process: psutil.Process) -> bool:
+    """Whether it has a process at work."""
+    return any("spawn_main" in " ".join(child.cmdline()) for child in process.children())
+
+
+def test_an_interrupt_ends_frames_as_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    command = [sys.executable, "-m", "extract", "frames", str(tmp_path / "pipe.mp4")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with process:
+        while not decodes(psutil.Process(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().strip() == "interrupted"
 
 
 @pytest.mark.parametrize(("precision", "right"), [("fp32", False), ("bf16", True)])

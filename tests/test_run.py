@@ -21,8 +21,9 @@ from damage import damaged_clips, time_limit
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.decode import sample_frames
+from extract.deep import recompute_sample
 from extract.run import Committed, ExtractOptions, Extractor, extract_features
-from extract.store import FeatureStore, StoreError, part_paths, verify_store
+from extract.store import FeatureStore, FeatureWriter, StoreError, part_paths, verify_store
 from extract.supervise import SLOTS_PER_WORKER, DecodeLimits, DecodeTask
 from extract.videos import Video, find_videos
 
@@ -280,6 +281,25 @@ def test_rows_of_one_frame_go_through_the_networks_once(small: Backbone, tmp_pat
     stored = FeatureStore(tmp_path / "out" / small.spec.store_name)["bomb"]
     assert stored.frame_index.tolist() == [0] * 7200 + [1]
     assert stored.features[:, 0].tolist() == [0] * 7200 + [1]
+
+
+def test_deep_verification_computes_a_sample_of_a_long_videos_rows(
+    folder: Path, small: Backbone, tmp_path: Path
+) -> None:
+    """111 rows, of which 32 are computed: row 1, the middle of the first 3.47, is the first."""
+    videos = [video for video in find_videos([folder]) if video.id == "sub/clip 7"]
+    extract_features(videos, tmp_path, [small], options(fps=25.0))
+    store = FeatureStore(tmp_path / small.spec.store_name)
+    counting, computed = copy.deepcopy(small), []
+    counting.extractor.register_forward_hook(lambda module, given, out: computed.append(len(out)))
+    assert recompute_sample(store, counting) == []
+    assert (len(store["sub/clip 7"].features), sum(computed)) == (111, 32)
+    with FeatureWriter(tmp_path / "wrong", store.identity) as writer:
+        video = store["sub/clip 7"]
+        video.features[1] *= 2
+        writer.add("sub/clip 7", video)
+    (problem,) = recompute_sample(FeatureStore(tmp_path / "wrong"), small)
+    assert "row 1 differs" in problem
 
 
 SCRIPT = """
