@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -445,13 +446,14 @@ def frames(
     Example:
       liteeval-extract frames talk.mp4 --fps 2 --json
     """
-    from extract.decode import DecodeOptions
-    from extract.supervise import DecodeLimits, describe_in_process
+    from extract.decode import DecodeOptions, describe_samples
+    from extract.supervise import DecodeLimits, decode_apart
 
     with _user_errors():
         options = DecodeOptions(decoder, on_corrupt, max_pixels, max_duration)
         limits = DecodeLimits(timeout_seconds=timeout_seconds)
-        facts = describe_in_process(video, fps, options, limits)
+        work = functools.partial(describe_samples, video, fps, options)
+        facts = decode_apart(video, work, limits)
     if as_json:
         _print_json(facts)
         return

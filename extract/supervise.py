@@ -32,7 +32,6 @@ from extract.decode import (
     DecodeOptions,
     Video,
     decode_video,
-    describe_samples,
 )
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows, repeats
@@ -332,20 +331,21 @@ def _how_it_ended(exit_code: int | None) -> str:
     return f"the decoder process died (exit code {exit_code})"
 
 
-def describe_in_process(
-    path: Path, fps: float, options: DecodeOptions, limits: DecodeLimits
-) -> dict[str, Any]:
-    """What `describe_samples` gives, made by a process of its own that the limits end.
+def decode_apart(path: Path, work: Callable[..., T], limits: DecodeLimits) -> T:
+    """What `work` makes of a file, in a process of its own that the limits end.
+
+    Args:
+        work: can be pickled; called with `on_pass`, see `decode.decode_video`.
 
     Raises: DecodeError as it does, or if the process was ended.
     """
     connection, theirs = spawning.Pipe(duplex=False)
-    arguments = (theirs, path, fps, options, limits)
-    process = spawning.Process(target=_describe, args=arguments, daemon=True)
+    arguments = (theirs, path, work, limits)
+    process = spawning.Process(target=_work_apart, args=arguments, daemon=True)
     process.start()
     theirs.close()
     try:
-        answer: dict[str, Any] | _Error = connection.recv()
+        answer: T | _Error = connection.recv()
     except EOFError:
         process.join()
         raise DecodeError(f"{path}: {_how_it_ended(process.exitcode)}") from None
@@ -389,16 +389,16 @@ def _serve(connection: Connection, memory: Any, options: WorkerOptions) -> None:
         os._exit(0)  # the parent is gone
 
 
-def _describe(
-    connection: Connection, path: Path, fps: float, options: DecodeOptions, limits: DecodeLimits
+def _work_apart(
+    connection: Connection, path: Path, work: Callable[..., T], limits: DecodeLimits
 ) -> None:
     confine(limits)
 
-    def describe() -> dict[str, Any]:
+    def answer() -> T:
         limits.arm(limits.probe_seconds(path.stat().st_size))
-        return describe_samples(path, fps, options, on_pass=limits.allow)
+        return work(on_pass=limits.allow)
 
-    connection.send(_answer(path, describe))
+    connection.send(_answer(path, answer))
 
 
 def confine(limits: DecodeLimits) -> None:

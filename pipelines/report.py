@@ -110,9 +110,7 @@ def make_filmstrip(result: Mapping[str, Any], path: Path, store: FeatureStore) -
     shown = choose_frames(np.array(result["used"], bool), MAX_FRAMES)
     rows = np.array(result["rows"])[shown]
     video = store[result["video_id"]]
-    frames_THWC = read_thumbnails(
-        path, video.frame_index[rows], duration_seconds=video.duration_seconds
-    )
+    frames_THWC = read_thumbnails(path, video.frame_index[rows])
     verdict = "right" if result["correct"] else f"taken for {result['predicted']}"
     title = f"{result['video_id']} ({' | '.join(result['labels'])}, {verdict})"
     if len(shown) < seen:
