@@ -53,6 +53,7 @@ DEMUXERS = (
 )
 MAX_PIXELS = 16384 * 16384 - 1
 MAX_DURATION_SECONDS = 24 * 3600.0
+MAX_ROWS = 1 << 21  # of one video: 24 hours at 24 a second
 MAX_SAMPLED_BYTES = 16 << 30
 MAX_FRAME_SECONDS = 10.0
 MAX_STREAMS = 256
@@ -365,8 +366,8 @@ def _frame_rate(stream: VideoStream) -> Fraction:
 def _check_duration(path: Path, seconds: float, options: DecodeOptions) -> None:
     if seconds > options.max_duration_seconds:
         raise DecodeError(
-            f"{path}: lasts {seconds:.0f} s, more than the limit of "
-            f"{options.max_duration_seconds:.0f} s; its timestamps are likely damaged, or raise "
+            f"{path}: lasts {seconds:.1f} s, more than the limit of "
+            f"{options.max_duration_seconds:.1f} s; its timestamps are likely damaged, or raise "
             "--max-duration"
         )
 
@@ -825,7 +826,7 @@ def sample_frames(
     options = DecodeOptions(decoder, on_corrupt, max_pixels, max_duration_seconds)
 
     def sample(video: Video) -> SampledFrames:
-        rows = row_frames(video.timeline, fps)
+        rows = wanted_frames(video, fps)
         return SampledFrames(
             frames=_stack_rows(video, rows),
             pts_seconds=video.timeline.pts_seconds[rows],
@@ -837,6 +838,20 @@ def sample_frames(
         )
 
     return decode_video(path, sample, options)
+
+
+def wanted_frames(video: Video, fps: float) -> np.ndarray:
+    """(T,) int64: the index of each row's frame.
+
+    Raises: DecodeError if there would be more than MAX_ROWS.
+    """
+    seconds = video.timeline.duration_seconds
+    if (rows := row_count(seconds, fps)) > MAX_ROWS:
+        raise DecodeError(
+            f"{video.path}: {seconds:.0f} s at {fps:g} rows a second are {rows} rows, more than "
+            f"{MAX_ROWS}; sample at a lower rate (--fps)"
+        )
+    return row_frames(video.timeline, fps)
 
 
 def _stack_rows(video: Video, rows: np.ndarray) -> np.ndarray:
@@ -874,7 +889,7 @@ def describe_samples(
     """What `sample_frames` gives, without the pixels, as plain values; decodes all the same."""
 
     def describe(video: Video) -> dict[str, Any]:
-        rows = row_frames(video.timeline, fps)
+        rows = wanted_frames(video, fps)
         sizes = [frame.shape[:2] for frame in iter_frames(video, np.unique(rows))]
         return {
             "path": str(path),

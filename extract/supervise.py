@@ -32,16 +32,16 @@ from extract.decode import (
     DecodeOptions,
     Video,
     decode_video,
+    wanted_frames,
 )
 from extract.preprocess import Preprocessing
 from extract.rows import iter_rows, repeats
-from extract.sampling import evenly_spaced, row_count, row_frames
+from extract.sampling import evenly_spaced
 
 ATTEMPTS = 2
 SLOTS_PER_WORKER = 4
 SLOT_BYTES = 4 << 20
 VIDEOS_PER_WORKER = 1000  # then a fresh process, against leaks in native code
-MAX_ROWS = 1 << 21  # of one video: 24 hours at 24 a second
 PROBE_BYTES_PER_SECOND = 10e6  # reading slower than this counts as hanging
 
 T = TypeVar("T")
@@ -475,14 +475,9 @@ class _Service:
     ) -> Decoded:
         """Decode, preprocess and hand over every row of one video, unless stopped before."""
         options, timeline = self._options, video.timeline
-        total = row_count(timeline.duration_seconds, options.fps)
-        if total > MAX_ROWS:
-            raise DecodeError(
-                f"{task.path}: {timeline.duration_seconds:.0f} s at {options.fps:g} rows a second "
-                f"are {total} rows, more than {MAX_ROWS}; give a lower --fps"
-            )
-        rows = options.select(total, options.max_rows or total)
-        indices = row_frames(timeline, options.fps)[rows]
+        indices = wanted_frames(video, options.fps)
+        rows = options.select(len(indices), options.max_rows or len(indices))
+        indices = indices[rows]
         inputs = {name: options.inputs[name] for name in task.inputs}
         repeated = repeats(timeline, options.fps, inputs, rows)
         self._connection.send(Started(task.video_id, len(indices), begun))

@@ -81,6 +81,10 @@ OTHERS = {  # name: encoder, its options, containers
 }
 
 
+ANY_TIMES = {"mp4", "mov", "mkv", "webm"}
+FIXED_RATES = {"mpeg1video", "mpeg2video"}  # their headers know only a constant rate
+
+
 def steady_clip(name: str, codec: str, rate: Fraction, options: dict[str, str]) -> Clip:
     return Clip(name, codec, steady_times(int(rate * 5 / 2) + 3, rate), rate, options)
 
@@ -106,10 +110,14 @@ def other_clips() -> Iterator[Clip]:
             name = f"hevc-{structure}"
             yield steady_clip(f"{name}-29.97.{container}", "libx265", RATES["29.97"], options)
             yield uneven_clip(f"{name}-uneven.{container}", "libx265", options)
+        yield steady_clip(f"{name}-60.mp4", "libx265", RATES["60"], options)
     for name, (codec, options, containers) in OTHERS.items():
         for container in containers:
             yield steady_clip(f"{name}-25.{container}", codec, RATES["25"], options)
             yield steady_clip(f"{name}-29.97.{container}", codec, RATES["29.97"], options)
+            if container in ANY_TIMES and codec not in FIXED_RATES:
+                yield uneven_clip(f"{name}-uneven.{container}", codec, options)
+        yield steady_clip(f"{name}-60.{containers[0]}", codec, RATES["60"], options)
 
 
 def short_clips() -> Iterator[Clip]:

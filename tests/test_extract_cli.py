@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from clips import Clip, steady_times
+from damage import damaged_clips
 from tqdm import tqdm
 
 from extract.cli import main
@@ -109,6 +111,29 @@ def test_deep_verification_notices_a_wrong_row(folder: Path, store: Path, tmp_pa
     result = call("verify", tmp_path / "s", "--deep")
     assert result.exit_code == 1
     assert result.stdout.count("row 0 differs from the recomputed one by") == 3
+
+
+def test_damage_is_kept_and_counted_or_fails_as_asked(tmp_path: Path) -> None:
+    (path,) = damaged_clips(tmp_path, 1)
+    kept = json.loads(call("frames", path, "--json").stdout)
+    assert (len(kept["frame_index"]), kept["corrupt_frames"] > 0) == (3, True)
+    assert call("frames", path, "--on-corrupt", "keep").exit_code == 0
+    refused = call("frames", path, "--on-corrupt", "fail")
+    assert refused.exit_code == 1
+    assert re.search(r"damaged-0\.mkv: [1-9]\d* corrupt frames; get the file anew", refused.output)
+    run = ("run", path, "--backbone", "mobilenet_v2@32", "--weights", "mobilenet_v2=random")
+    assert call(*run, "--out", tmp_path / "keep").exit_code == 0
+    stored = FeatureStore(tmp_path / "keep/mobilenet_v2_32")["damaged-0"]
+    assert stored.corrupt_frames == kept["corrupt_frames"]
+    assert call(*run, "--out", tmp_path / "fail", "--on-corrupt", "fail").exit_code == 3
+    assert "corrupt frames" in (tmp_path / "fail/failures.jsonl").read_text()
+
+
+def test_a_limit_of_duration_is_an_option(folder: Path) -> None:
+    assert call("frames", folder / "a.mp4", "--max-duration", 2).exit_code == 0  # 50 frames: 2 s
+    refused = call("frames", folder / "a.mp4", "--max-duration", 1.9)
+    assert refused.exit_code == 1
+    assert "lasts 2.0 s, more than the limit of 1.9 s" in refused.output
 
 
 def test_frames_ends_a_file_that_blocks_for_ever(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from clips import Clip, steady_times
 from damage import damaged_clips, time_limit
+from test_hostile_media import SEEDS, mutate
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.decode import sample_frames
@@ -222,6 +223,29 @@ def test_more_damaged_videos_than_a_worker_has_slots_are_all_stored(
     assert len(FeatureStore(tmp_path / "out" / small.spec.store_name)) == 3 * SLOTS_PER_WORKER
 
 
+def test_mutants_in_a_run_end_as_rows_or_as_a_failure(small: Backbone, tmp_path: Path) -> None:
+    """Six of each kind of file: the run ends by itself, and each is in the store or in failures."""
+    folder = tmp_path / "videos"
+    random_bytes = np.random.default_rng(0)
+    for clip in SEEDS:
+        content = clip.build(tmp_path).read_bytes()
+        for number in range(6):
+            path = folder / f"{clip.name}-{number}.{clip.suffix}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(mutate(content, random_bytes))
+    opts = options(limits=DecodeLimits(timeout_seconds=5.0, memory_bytes=1 << 30))
+    with time_limit(200):
+        summary = extract_features(find_videos([folder]), tmp_path / "out", [small], opts)
+    assert summary.videos + summary.failures == 6 * len(SEEDS)
+    lines = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    failed = {json.loads(line)["video_id"] for line in lines}
+    stored = set(FeatureStore(tmp_path / "out" / small.spec.store_name).video_ids)
+    assert stored | failed == {video.id for video in find_videos([folder])}
+    assert stored
+    assert not stored & failed
+    assert verify_store(tmp_path / "out" / small.spec.store_name) == []
+
+
 def test_a_file_that_grows_while_it_is_read_is_left_to_the_next_run(
     folder: Path, small: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,22 +352,33 @@ def start(folder: Path, out: Path, script: Path) -> subprocess.Popen[str]:
     return process
 
 
+def wait_for_another_part(process: subprocess.Popen[str], store: Path, kept: set[Path]) -> None:
+    while not set(part_paths(store)) - kept:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def test_killed_runs_lose_no_committed_part_and_are_completed(
     whole: Path, folder: Path, tmp_path: Path
 ) -> None:
+    """Killed once at any moment, then twice just after a part was written."""
     out = tmp_path / "out"
     store = out / whole.name
     kept: set[Path] = set()
     generator = random.Random(0)
-    for _ in range(3):
+    for after_a_part, within_seconds in ((False, 2.0), (True, 0.02), (True, 0.02)):
         process = start(folder, out, tmp_path / "run.py")
-        time.sleep(generator.uniform(0.3, 2.0))
+        if after_a_part:
+            wait_for_another_part(process, store, kept)
+        time.sleep(generator.uniform(0.0, within_seconds))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert kept <= set(part_paths(store))
         kept = set(part_paths(store))
         assert not kept or verify_store(store) == []
+    assert len(kept) >= 2
     assert start(folder, out, tmp_path / "run.py").wait(timeout=120) == 0
+    assert kept <= set(part_paths(store))
     assert_same(store, whole)
 
 

@@ -1,6 +1,7 @@
 """Decode processes that hang, die or run out of memory harm no other video."""
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -8,6 +9,7 @@ from fractions import Fraction
 from multiprocessing import Pipe
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -139,6 +141,55 @@ def test_more_damaged_videos_than_a_worker_has_slots_all_end(tmp_path: Path) -> 
     assert len(starts) - 2 * len(damaged) > SLOTS_PER_WORKER  # so many began anew
 
 
+def spin(rows: int, wanted: int) -> np.ndarray:
+    """For a video of twelve rows: native code without an end, which keeps the interpreter."""
+    if rows == 12:
+        re.match("(a+)+$", "a" * 80 + "b")
+    return np.arange(rows)
+
+
+def test_a_worker_that_spins_in_native_code_is_killed_and_its_video_given_up(
+    clips: list[Path],
+) -> None:
+    opts = replace(options(timeout_seconds=1.0, timeout_factor=0.0), select=spin)
+    with time_limit(60):
+        events = run(clips, opts, workers=1)
+    (failed,) = [e for e in events if isinstance(e, Failed)]
+    assert (failed.video_id, failed.attempts) == ("60.mp4", 2)  # 60 frames, every fifth: 12 rows
+    assert "time limit" in failed.error
+    assert {e.video_id for e in events if isinstance(e, Decoded)} == {"10.mp4", "25.mp4"}
+
+
+def four_hours(path: Path) -> Path:
+    """14,400 frames, one a second: 240 of them, 60 times over."""
+    clip = Clip("minutes.mp4", "mpeg4", steady_times(240, 1), Fraction(1), {"g": "240"}, width=64)
+    with av.open(str(clip.build(path.parent))) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        packets = [bytes(packet) for packet in source.demux(stream) if packet.size]
+        for number in range(60 * len(packets)):
+            packet = av.Packet(packets[number % len(packets)])
+            packet.pts = packet.dts = number
+            packet.time_base, packet.duration = Fraction(1), 1
+            packet.is_keyframe, packet.stream = number % len(packets) == 0, copied
+            target.mux(packet)
+    return path
+
+
+def test_a_video_of_four_hours_takes_no_more_memory_than_its_first_minutes(tmp_path: Path) -> None:
+    """All its rows would be 14,400 × 64 × 64 × 3 bytes: 177 MB."""
+    path = four_hours(tmp_path / "long.mp4")
+    taken_bytes, rows = [], 0
+    with DecodePool(1, replace(options(), fps=1.0)) as pool:
+        both = [psutil.Process(), psutil.Process(pool._workers[0].process.pid)]
+        for event in pool.run([task(path)]):
+            if isinstance(event, Rows):
+                rows += len(event.pixels["x"])
+                taken_bytes.append(sum(process.memory_info().rss for process in both))
+    assert rows == 14_400
+    assert max(taken_bytes) - taken_bytes[10] < 40 << 20
+
+
 B_FRAMES = {"bf": "2", "g": "12"}
 
 
@@ -180,7 +231,7 @@ def test_more_rows_than_any_use_has_are_refused(tmp_path: Path) -> None:
     (failed,) = run([clip.build(tmp_path)], replace(options(), fps=100.0), workers=1)
     assert isinstance(failed, Failed)
     assert "are 828000" in failed.error
-    assert "lower --fps" in failed.error
+    assert "a lower rate (--fps)" in failed.error
 
 
 def test_waiting_for_a_slow_reader_is_not_held_against_a_video(tmp_path: Path) -> None:
