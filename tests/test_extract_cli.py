@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import click
 import numpy as np
 import psutil
@@ -113,17 +114,28 @@ def test_deep_verification_notices_a_wrong_row(folder: Path, store: Path, tmp_pa
     assert result.stdout.count("row 0 differs from the recomputed one by") == 3
 
 
+def codec_flags(path: Path) -> bool:
+    """Whether plain decoding ends in an error or gives a frame that the codec calls corrupt."""
+    try:
+        with av.open(str(path)) as container:
+            return any(frame.is_corrupt for frame in container.decode(video=0))
+    except av.error.InvalidDataError:
+        return True
+
+
 def test_damage_is_kept_and_counted_or_fails_as_asked(tmp_path: Path) -> None:
-    (path,) = damaged_clips(tmp_path, 1)
+    path = next(path for path in damaged_clips(tmp_path, 12) if codec_flags(path))
     kept = json.loads(call("frames", path, "--json").stdout)
-    assert (len(kept["frame_index"]), kept["corrupt_frames"] > 0) == (3, True)
+    assert kept["corrupt_frames"] > 0
+    assert len(kept["frame_index"]) >= 1
     assert call("frames", path, "--on-corrupt", "keep").exit_code == 0
     refused = call("frames", path, "--on-corrupt", "fail")
     assert refused.exit_code == 1
-    assert re.search(r"damaged-0\.mkv: [1-9]\d* corrupt frames; get the file anew", refused.output)
+    told = rf"{path.name}: [1-9]\d* corrupt frames; get the file anew"
+    assert re.search(told, refused.output)
     run = ("run", path, "--backbone", "mobilenet_v2@32", "--weights", "mobilenet_v2=random")
     assert call(*run, "--out", tmp_path / "keep").exit_code == 0
-    stored = FeatureStore(tmp_path / "keep/mobilenet_v2_32")["damaged-0"]
+    stored = FeatureStore(tmp_path / "keep/mobilenet_v2_32")[path.stem]
     assert stored.corrupt_frames == kept["corrupt_frames"]
     assert call(*run, "--out", tmp_path / "fail", "--on-corrupt", "fail").exit_code == 3
     assert "corrupt frames" in (tmp_path / "fail/failures.jsonl").read_text()

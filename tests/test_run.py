@@ -297,7 +297,7 @@ def test_rows_of_one_frame_go_through_the_networks_once(small: Backbone, tmp_pat
     clip = Clip("bomb.mkv", "libx264", times, time_base=Fraction(1, 1000))
     numbering = copy.deepcopy(small)
     numbering.extractor.register_forward_hook(
-        lambda module, given, out: torch.arange(len(out))[:, None].expand(-1, out.shape[1])
+        lambda module, given, out: torch.arange(len(out)).float()[:, None].expand_as(out)
     )
     videos = find_videos([clip.build(tmp_path)])
     summary = extract_features(videos, tmp_path / "out", [numbering], options())
