@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from liteeval_train.cost import FLOP_CONVENTION
-from liteeval_train.layouts import Compared, Row, Table, group_runs
+from liteeval_train.layouts import Compared, Row, Table, group_runs, one_of_each_seed
 from liteeval_train.run_files import RunError, RunFiles
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -110,19 +110,24 @@ def average_seeds(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     All runs are evaluated; `run` in a row is the name of its first run. Each number becomes two
     keys, such as `map` and `map_std`; a single run has deviation 0.
     """
-    groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
+    groups: dict[tuple[Any, ...], list[Compared]] = {}
     for run in runs:
-        summary = run.summary or {}
-        key = (*run.settings.items(), summary["split"])
-        groups.setdefault(key, []).append((run.name, summary))
-    return [_average(group) for group in groups.values()]
+        key = (*run.settings.items(), (run.summary or {})["split"])
+        groups.setdefault(key, []).append(run)
+    return [_average(one_of_each_seed(group)) for group in groups.values()]
 
 
-def _average(group: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    name, first = group[0]
-    row = {"method": first["method"], "split": first["split"], "run": name, "runs": len(group)}
+def _average(group: Sequence[Compared]) -> dict[str, Any]:
+    summaries = [run.summary or {} for run in group]
+    first = summaries[0]
+    row = {
+        "method": first["method"],
+        "split": first["split"],
+        "run": group[0].name,
+        "runs": len(group),
+    }
     for key in SEED_KEYS:
-        values = [summary[key] for _, summary in group]
+        values = [summary[key] for summary in summaries]
         row[key] = statistics.fmean(values)
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
     return row
@@ -215,7 +220,7 @@ def _named(run: Compared, *, unless: bool) -> dict[str, Any]:
 def table_header(table: Table) -> list[str]:
     """The names of a table's columns."""
     paper = ["paper's mAP %"] if any(row.paper for row in table.rows) else []
-    runs = ["runs"] if any(len(row.names) > 1 for row in table.rows) else []
+    runs = ["runs"] if any(row.seeds > 1 for row in table.rows) else []
     numbers = ["top-1 %", "mAP %", *paper, "GFLOPs per video", "fine frames per video"]
     return [*(key.replace("_", " ") for key in table.keys), *runs, *numbers]
 
@@ -223,11 +228,11 @@ def table_header(table: Table) -> list[str]:
 def table_cells(table: Table) -> list[list[str]]:
     """The rows of a table as texts; ± where a row stands for several seeds."""
     has_paper = any(row.paper for row in table.rows)
-    has_runs = any(len(row.names) > 1 for row in table.rows)
+    has_runs = any(row.seeds > 1 for row in table.rows)
     return [
         [
             *map(_word, row.values),
-            *([str(len(row.names))] if has_runs else []),
+            *([str(row.seeds)] if has_runs else []),
             _mean(row, "top1", 100, 1),
             _mean(row, "map", 100, 1),
             *([f"{100 * row.paper.map:.1f}" if row.paper else ""] if has_paper else []),
@@ -244,7 +249,7 @@ def _word(value: Any) -> str:
 
 def _mean(row: Row, key: str, factor: float, digits: int) -> str:
     text = f"{factor * row.mean[key]:.{digits}f}"
-    return text if len(row.names) == 1 else f"{text} ± {factor * row.std[key]:.{digits}f}"
+    return text if row.seeds == 1 else f"{text} ± {factor * row.std[key]:.{digits}f}"
 
 
 def format_table(table: Table, style: str) -> str:

@@ -81,6 +81,7 @@ class Row:
 
     values: tuple[Any, ...]  # of the table's keys
     names: tuple[str, ...]
+    seeds: int  # of them that have a seed of their own: a run done twice is one sample
     mean: dict[str, float]  # of NUMBERS
     std: dict[str, float]
     paper: PaperFigure | None
@@ -166,11 +167,21 @@ def _told_apart(layout: Layout, runs: Sequence[Compared]) -> list[tuple[Any, ...
     ]
 
 
+def one_of_each_seed(runs: Sequence[Compared]) -> list[Compared]:
+    """Of runs of one configuration the first with each seed."""
+    first: dict[int, Compared] = {}
+    for run in runs:
+        first.setdefault(run.info.config.seed, run)
+    return list(first.values())
+
+
 def _row(values: tuple[Any, ...], runs: Sequence[Compared]) -> Row:
-    numbers = {key: [(run.summary or {})[key] for run in runs] for key in NUMBERS}
+    samples = one_of_each_seed(runs)
+    numbers = {key: [(run.summary or {})[key] for run in samples] for key in NUMBERS}
     return Row(
         values=values,
         names=tuple(run.name for run in runs),
+        seeds=len(samples),
         mean={key: statistics.fmean(found) for key, found in numbers.items()},
         std={
             key: statistics.stdev(found) if len(found) > 1 else 0.0

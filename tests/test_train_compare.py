@@ -84,6 +84,23 @@ def told(name: str, top1: float, gflops: float, **more) -> Compared:
     return replace(made, summary=summary(made.info.config.method, top1, gflops))
 
 
+def test_a_configuration_trained_twice_with_one_seed_is_one_sample():
+    """As `liteeval` and the run of a matrix over γ that has its γ."""
+    runs = [
+        told("liteeval", 0.7, 3, method="liteeval"),
+        told("with-0.05", 0.7, 3, method="liteeval"),
+        told("with-0.1", 0.5, 5, method="liteeval", fine_share_target=0.1),
+    ]
+    assert [(row["run"], row["runs"]) for row in average_seeds(runs)] == [
+        ("liteeval", 1),
+        ("with-0.1", 1),
+    ]
+    (table,) = group_runs(runs)
+    assert [row.seeds for row in table.rows] == [1, 1]
+    assert table.names == {"liteeval", "with-0.05", "with-0.1"}
+    assert "runs" not in format_table(table, "markdown")
+
+
 def test_seeds_of_a_method_become_their_mean_and_sample_deviation():
     rows = average_seeds(
         [
