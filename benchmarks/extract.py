@@ -91,16 +91,18 @@ def network_rate(backbones: list[Backbone], device: torch.device, precision: str
     seconds_per_row = 0.0
     for backbone in backbones:
         options = ExtractOptions(device=str(device), precision=precision)
-        batch = _Batcher(backbone, device, options)._pixels
-        pixels = torch.randint(0, 256, batch.shape, dtype=torch.uint8, device=device)
+        batcher = _Batcher(backbone, device, options)
+        extractor = batcher._extractor  # in the form that extraction runs
+        shape = batcher._pixels.shape
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         with torch.inference_mode(), autocast(device, precision):
             for _ in range(3):
-                backbone.extractor(pixels)
+                extractor(pixels)
             batches = 0
             _synchronize(device)
             started = time.perf_counter()
             while time.perf_counter() - started < 5:
-                backbone.extractor(pixels)
+                extractor(pixels)
                 _synchronize(device)
                 batches += 1
             seconds_per_row += (time.perf_counter() - started) / (batches * len(pixels))
