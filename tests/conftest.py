@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  before any test loads decord, after which its convolutions crash
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
