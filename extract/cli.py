@@ -428,7 +428,8 @@ def _print_finetuned(facts: dict[str, Any]) -> None:
 @click.option("--fps", default=1.0, show_default=True, type=FiniteRange(0.001, 1000))
 @_decode_options
 @click.option("--timeout", "timeout_seconds", default=120.0, show_default=True,
-              type=click.FloatRange(0.1), help="As in `run`.")  # fmt: skip
+              type=FiniteRange(0.1, LONGEST_TIMEOUT_SECONDS),
+              help="As in `run`.")  # fmt: skip
 @_json_option
 def frames(
     video: Path,

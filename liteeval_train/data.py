@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,7 +64,7 @@ def read_labels(path: Path) -> Labels:
     """
     try:
         data = path.read_bytes()
-        reader = csv.DictReader(data.decode("utf-8-sig").splitlines())
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable CSV file ({error})") from error

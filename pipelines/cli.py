@@ -35,6 +35,7 @@ from pipelines.stamps import SOME_VIDEOS_FAILED
 
 if TYPE_CHECKING:
     from pipelines.live import LiveRun
+    from pipelines.predict import VideoFailure
     from pipelines.stream import StreamUpdate
 
 DEMO_MANIFEST = Path(__file__).with_name("demo.yaml")
@@ -405,7 +406,8 @@ def time_(
     """Seconds per video of RUNS from opening the file to the prediction (the paper's Table 10).
 
     Videos are predicted one after the other, the runs take turns; medians are printed, with
-    ratios to the first run. Nothing else should run on the machine.
+    ratios to the first run. Nothing else should run on the machine. A video that cannot be
+    decoded is named and left out; the exit code is then 3.
 
     \b
     Example:
@@ -423,13 +425,21 @@ def time_(
 
     named = name_folders(runs)
     opened = {name: _open_live(path, weights, device) for path, name in named.items()}
+    failed = []
+
+    def tell(failure: VideoFailure) -> None:
+        failed.append(failure)
+        _log(f"failed: {failure.error}")
+
     try:
-        timings = time_runs(opened, pick_videos(sources, count), repeats=repeats)
+        videos = pick_videos(sources, count)
+        timings = time_runs(opened, videos, repeats=repeats, on_failure=tell)
     except (TimingError, VideoListError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(
         json.dumps(timings_to_dict(timings), indent=2) if as_json else format_timings(timings)
     )
+    sys.exit(SOME_VIDEOS_FAILED if failed else 0)
 
 
 @main.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ WARM_UP_VIDEOS = 2
 
 
 class TimingError(Exception):
-    """A video cannot be predicted, or a run did other work than it says; the message says which."""
+    """Nothing can be measured, or a run did other work than it says; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,43 @@ def pick_videos(sources: Sequence[Path], count: int) -> list[Video]:
 
 
 def time_runs(
-    runs: Mapping[str, LiveRun], videos: Sequence[Video], *, repeats: int = 3
+    runs: Mapping[str, LiveRun],
+    videos: Sequence[Video],
+    *,
+    repeats: int = 3,
+    on_failure: Callable[[VideoFailure], object] = lambda failure: None,
 ) -> list[Timing]:
     """Measure every run on every video, `repeats` times.
 
-    Raises: TimingError if a video fails, or if the fine network ran on another number of frames
+    Args:
+        on_failure: told of each video that cannot be decoded; it is left out.
+
+    Raises: TimingError if no video is left, or if the fine network ran on another number of frames
         than were read finely.
     """
     done: dict[str, list[list[VideoPrediction]]] = defaultdict(list)
-    for live in runs.values():
-        _predict_all(live, videos[:WARM_UP_VIDEOS])
     names = list(runs)
+    videos = _decodable(runs[names[0]], videos, on_failure)  # warms up its networks
+    for name in names[1:]:
+        _predict_all(runs[name], videos[:WARM_UP_VIDEOS])
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
             done[name].append(_predict_all(runs[name], videos))
     return [_summarise(name, runs[name], done[name]) for name in names]
+
+
+def _decodable(
+    live: LiveRun, videos: Sequence[Video], on_failure: Callable[[VideoFailure], object]
+) -> list[Video]:
+    failed = set()
+    for result in predict_videos(live, videos, workers=1):
+        if isinstance(result, VideoFailure):
+            failed.add(result.video_id)
+            on_failure(result)
+    if len(failed) == len(videos):
+        raise TimingError(f"none of {len(videos)} videos can be decoded; give others")
+    return [video for video in videos if video.id not in failed]
 
 
 def _predict_all(live: LiveRun, videos: Sequence[Video]) -> list[VideoPrediction]:
@@ -83,7 +104,7 @@ def _predict_all(live: LiveRun, videos: Sequence[Video]) -> list[VideoPrediction
     results = []
     for result in predict_videos(live, videos, workers=1):
         if isinstance(result, VideoFailure):
-            raise TimingError(f"{result.error}; seconds are measured on videos that can be decoded")
+            raise TimingError(f"{result.error}; it could be decoded a moment before")
         results.append(result)
     ran, read = live.fine.rows - before, sum(result.fine_frames for result in results)
     if ran != read:

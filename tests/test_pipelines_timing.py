@@ -116,12 +116,17 @@ def test_a_run_that_computes_more_than_it_says_is_told(
         time_runs({"liteeval": live}, pick_videos([live_runs / "clips"], 2), repeats=1)
 
 
-def test_a_video_that_cannot_be_decoded_ends_the_measurement(live_runs: Path, tmp_path) -> None:
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    result = call(live_runs / "liteeval", "--videos", tmp_path, "--device", "cpu")
-    assert result.exit_code == 1
-    assert "bad.mp4" in result.output
-    assert "can be decoded" in result.output
+def test_a_video_that_cannot_be_decoded_is_named_and_left_out(live_runs: Path, tmp_path) -> None:
+    bad, good = tmp_path / "bad.mp4", pick_videos([live_runs / "clips"], 1)[0].path
+    bad.write_bytes(b"no video")
+    options = ("--device", "cpu", "--repeats", 1)
+    result = call(live_runs / "liteeval", "--videos", bad, "--videos", good, *options, "--json")
+    assert result.exit_code == 3, result.output
+    assert "bad.mp4" in result.stderr
+    assert json.loads(result.stdout)["runs"][0]["videos"] == 1
+    none = call(live_runs / "liteeval", "--videos", bad, *options)
+    assert none.exit_code == 1
+    assert "none of 1 videos can be decoded" in none.output
 
 
 def test_no_video_is_told(live_runs: Path, tmp_path: Path) -> None:

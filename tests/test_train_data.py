@@ -73,6 +73,12 @@ def sample(rows: int, number: int = 0) -> Sample:
 # ---------------------------------------------------------------------------------------- labels
 
 
+def test_an_id_may_hold_the_end_of_a_line(tmp_path: Path):
+    """As `liteeval-extract run` stores it."""
+    text = 'video_id,label,split\n"new\nline",x,train\nplain,y,val\n'
+    assert list(read_labels(write_labels(tmp_path, text)).videos) == ["new\nline", "plain"]
+
+
 def test_labels_keep_several_classes_of_a_video(tmp_path):
     labels = read_labels(
         write_labels(tmp_path, "video_id,label,split\na/1,run|jump,train\na/2,jump,val\n")
