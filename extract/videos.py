@@ -80,7 +80,7 @@ def take_shard(videos: list[Video], index: int, count: int) -> list[Video]:
 
 def _expand(source: Path, on_skipped: Callable[[str], object]) -> Iterator[Video]:
     if os.path.isdir(source):
-        yield from _scan(source, on_skipped)
+        yield from (_video(path, source) for path in walk_videos(source, on_skipped))
     elif not os.path.isfile(source):
         raise VideoListError(f"{source}: no such file or folder")
     elif source.suffix.lower() in LISTS:
@@ -89,8 +89,13 @@ def _expand(source: Path, on_skipped: Callable[[str], object]) -> Iterator[Video
         yield _video(source, source.parent)
 
 
-def _scan(folder: Path, on_skipped: Callable[[str], object]) -> Iterator[Video]:
-    """Files with a video's suffix at any depth; a folder reached twice is entered once."""
+def walk_videos(
+    folder: Path, on_skipped: Callable[[str], object] = lambda name: None
+) -> Iterator[Path]:
+    """Files with a video's suffix at any depth; a folder that links reach twice is entered once.
+
+    Raises: VideoListError if a folder cannot be read: its videos would go missing without a word.
+    """
     entered: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         status = os.stat(parent)
@@ -102,13 +107,15 @@ def _scan(folder: Path, on_skipped: Callable[[str], object]) -> Iterator[Video]:
         for name in sorted(names):
             suffix = os.path.splitext(name)[1].lower()
             if suffix in SUFFIXES and not name.startswith(MACOS_COMPANION):
-                yield _video(Path(parent, name), folder)
+                yield Path(parent, name)
             else:
                 on_skipped(name)
 
 
 def _unreadable(error: OSError) -> None:
-    raise VideoListError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    raise VideoListError(
+        f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away"
+    ) from error
 
 
 def _read_list(path: Path) -> Iterator[Video]:

@@ -19,13 +19,13 @@ import io
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
-from extract.videos import SUFFIXES
+from extract.videos import VideoListError, walk_videos
 from pipelines.datasets import activitynet, breakfast, fcvid, folders, kinetics, table
 from pipelines.datasets.listing import (
     LABEL_SEPARATOR,
@@ -153,11 +153,17 @@ def examine(name: str, source: Source, *, val_share: float = 0.1) -> Imported:
 def find_files(folder: Path) -> list[PurePosixPath]:
     """The files below a folder that have a video's suffix, relative to it, sorted.
 
+    Hidden files are none.
+
     Raises: DataSetError if it is no folder, a folder in it cannot be read, or a name is not UTF-8.
     """
     if not folder.is_dir():
         raise DataSetError(f"{folder}: no such folder; give the one that holds the videos")
-    found = [PurePosixPath(path.relative_to(folder).as_posix()) for path in walk_videos(folder)]
+    try:
+        visible = [path for path in walk_videos(folder) if not path.name.startswith(".")]
+    except VideoListError as error:
+        raise DataSetError(str(error)) from error
+    found = [PurePosixPath(path.relative_to(folder).as_posix()) for path in visible]
     for path in found:
         try:
             str(path).encode()
@@ -166,31 +172,6 @@ def find_files(folder: Path) -> list[PurePosixPath]:
                 f"{os.fsencode(folder / path)!r}: the name is not UTF-8; rename it"
             ) from error
     return sorted(found)
-
-
-def walk_videos(folder: Path) -> Iterator[Path]:
-    """The files below a folder that have a video's suffix.
-
-    Hidden files are none; a folder that links reach twice is entered once.
-
-    Raises: DataSetError if a folder cannot be read: its videos would count as missing.
-    """
-    entered: set[tuple[int, int]] = set()
-    for parent, inner, names in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in entered:
-            inner.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        inner.sort()
-        visible = (Path(parent, name) for name in names if not name.startswith("."))
-        yield from (path for path in visible if path.suffix.lower() in SUFFIXES)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise DataSetError(
-        f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away"
-    ) from error
 
 
 def match(listed: Sequence[Listed], paths: Sequence[PurePosixPath], dataset: DataSet) -> Matching:

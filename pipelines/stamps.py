@@ -23,9 +23,7 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from extract.videos import VideoListError, find_videos
-from pipelines.datasets.listing import DataSetError
-from pipelines.importing import walk_videos
+from extract.videos import VideoListError, find_videos, walk_videos
 from pipelines.jobs import Job, JobError, Layout, write_text
 
 SOME_VIDEOS_FAILED = 3
@@ -177,5 +175,5 @@ def _list_videos(source: Path, layout: Layout) -> list[tuple[str, str, int]]:
         else:
             named = [(video.id, video.path) for video in find_videos([source])]
         return sorted((i, _relative(str(path), layout), path.stat().st_size) for i, path in named)
-    except (OSError, VideoListError, DataSetError) as error:
+    except (OSError, VideoListError) as error:
         return [("unreadable", str(error), 0)]
