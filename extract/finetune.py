@@ -417,7 +417,7 @@ class _Finetuner:
         if self.consensus is None:
             self.consensus = architecture_of(spec.name).segment_consensus
         self.network = module.network
-        self.raw = module.to(fabric.device).to(memory_format=torch.channels_last)
+        self.raw = module.to(fabric.device).channels_last()
         self.optimizer = torch.optim.SGD(
             self.raw.parameters(),
             lr=config.learning_rate,

@@ -436,7 +436,7 @@ def _fast_extractor(backbone: Backbone, device: torch.device, precision: str) ->
     extractor = backbone.extractor.to(device)
     if device.type == "cpu" and precision == "fp32":
         extractor = fold_normalisation(backbone)
-    return extractor.to(memory_format=torch.channels_last)
+    return extractor.channels_last()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Network:
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: str) -> None:
         extractor = backbone.extractor.to(device)
-        self._extractor = extractor.to(memory_format=torch.channels_last)
+        self._extractor = extractor.channels_last()
         self._device, self._precision = device, precision
         self._batch_rows = default_batch_size(backbone.spec.preprocessing.row_shape, device)
         self.rows = 0  # that it ran on
