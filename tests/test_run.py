@@ -21,8 +21,9 @@ from damage import damaged_clips, time_limit
 from test_hostile_media import SEEDS, mutate
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
-from extract.decode import sample_frames
+from extract.decode import decode_video, sample_frames
 from extract.deep import recompute_sample
+from extract.rows import iter_rows
 from extract.run import Committed, ExtractOptions, Extractor, extract_features
 from extract.store import FeatureStore, FeatureWriter, StoreError, part_paths, verify_store
 from extract.supervise import SLOTS_PER_WORKER, DecodeLimits, DecodeTask
@@ -437,3 +438,17 @@ def test_two_runs_on_one_output_give_a_sound_store(
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert verify_store(out / whole.name) == []
     assert_same(out / whole.name, whole)
+
+
+def test_a_network_on_clips_is_extracted_as_it_answers_by_itself(tmp_path: Path) -> None:
+    """SlowFast on a video of one second: 25 frames, one row."""
+    slowfast = load_backbone(parse_backbone("slowfast_r50@224"), "random")
+    clip = Clip("second.mp4", "libx264", steady_times(25, 25)).build(tmp_path)
+    pixels = {"s": slowfast.spec.preprocessing}
+    (row,) = decode_video(clip, lambda video: list(iter_rows(video, 1.0, pixels)))
+    with torch.inference_mode():
+        expected = slowfast.extractor(torch.from_numpy(row["s"])[None])[0].numpy()
+    summary = extract_features(find_videos([clip]), tmp_path / "out", [slowfast], options(fps=1.0))
+    assert (summary.videos, summary.rows) == (1, 1)
+    stored = FeatureStore(tmp_path / "out" / slowfast.spec.store_name)["second"].features[0]
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
