@@ -314,11 +314,12 @@ class _Assembly:
         self.features = {name: np.empty((rows, dim), np.float16) for name, dim in dims.items()}
         self.decoded: Decoded | None = None
         self._places = np.empty(rows, np.int64)  # of each row, among those that are computed
-        self._come = self._distinct = self._waiting = 0
+        self._come = self._distinct = 0
+        self.waiting = 0  # rows, of all networks, whose features have not come yet
 
     @property
     def complete(self) -> bool:
-        return self.decoded is not None and self._waiting == 0
+        return self.decoded is not None and self.waiting == 0
 
     def expect(self, repeats: np.ndarray) -> int:
         """Rows have come, of which only those that are no repeats go through the networks.
@@ -330,12 +331,12 @@ class _Assembly:
         self._places[self._come : self._come + len(repeats)] = places
         self._come += len(repeats)
         self._distinct = int(places[-1]) + 1
-        self._waiting += (self._distinct - first) * len(self.features)
+        self.waiting += (self._distinct - first) * len(self.features)
         return first
 
     def put(self, name: str, first: int, features: np.ndarray) -> None:
         self.features[name][first : first + len(features)] = features
-        self._waiting -= len(features)
+        self.waiting -= len(features)
 
     def _all_rows(self, features: np.ndarray) -> np.ndarray:
         return features if self._distinct == len(features) else features[self._places]

@@ -33,13 +33,13 @@ def features_of_all(device: str, precision: str = "fp32") -> list[np.ndarray]:
         assembly = _Assembly(task, rows, {name: loaded.feature_dim})
         shape = (rows, *loaded.spec.preprocessing.row_shape)
         pixels = generator.integers(0, 256, shape, dtype=np.uint8)
-        for first in range(0, rows, 5):
-            block = pixels[first : first + 5].copy()
-            batcher.add(assembly, first, block)
+        for start in range(0, rows, 5):
+            block = pixels[start : start + 5].copy()
+            batcher.add(assembly, assembly.expect(np.zeros(len(block), bool)), block)
             block[:] = 0  # a slot is handed back: whoever still reads it reads another video's
         assemblies.append(assembly)
     batcher.flush()
-    assert [assembly.missing for assembly in assemblies] == [0] * len(LENGTHS)
+    assert [assembly.waiting for assembly in assemblies] == [0] * len(LENGTHS)
     return [assembly.features[name].astype(np.float32) for assembly in assemblies]
 
 
