@@ -5,9 +5,11 @@ both projections, both cells, the gate and the blend. Forward, backward, clippin
 timed for both, turn by turn in one process; every video has T frames, so no side gains from
 padding. The gate's share of open frames matters to us alone (backward leaves out rows whose gate
 is closed): the ratio is printed for an untrained gate (about half open) and for one as after
-training (about 1 frame in 10).
+training (about 1 frame in 10). On a GPU ours runs twice: with its loop as `fit` runs it, and
+captured as CUDA graphs (`fit --capture`).
 
-    python benchmarks/train.py [--videos 32] [--frames 32] [--preset fcvid] [--device cpu]
+    python -m benchmarks.train [--videos 32] [--frames 32] [--preset fcvid] [--device cpu]
+    python -m benchmarks.train --device cuda --videos 256 --frames 129 [--precision bf16]
 
 On a machine that others use, wall time says little: `OMP_NUM_THREADS=1 ... --clock cpu` does not
 count the time spent waiting.
@@ -16,6 +18,7 @@ count the time spent waiting.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +30,7 @@ from torch.nn import functional
 
 from liteeval_train.config import PRESETS, TrainConfig, resolve_config
 from liteeval_train.data import Batch, Sample, collate, with_uniforms
+from liteeval_train.loop import CapturedLoops, capture_on_gpu
 from liteeval_train.model import LiteEval
 
 COARSE_DIM, FINE_DIM, CLASSES = 1280, 2048, 239
@@ -89,6 +93,7 @@ def make_batch(videos: int, frames: int) -> Batch:
     return collate(samples, classes=CLASSES)
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -96,15 +101,19 @@ def stepper(
     module: nn.Module,
     loss: Callable[[], Tensor],
     device: torch.device,
+    dtype: torch.dtype,
     clock: Callable[[], float],
 ) -> Callable[[], float]:
     """A training step that returns its seconds."""
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-6, fused=device.type == "cuda")
 
     def step() -> float:
         start = clock()
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with autocast:
+            value = loss()
+        value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 5.0)
         optimizer.step()
         if device.type == "cuda":
@@ -115,34 +124,45 @@ def stepper(
 
 
 def measure(
-    config: TrainConfig, batch: Batch, repeats: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
+    config: TrainConfig, batch: Batch, repeats: int, dtype: torch.dtype, clock: Callable[[], float]
+) -> tuple[dict[str, float], float]:
     """Median seconds per step of the plain loop and of ours, and the share of open gates."""
     device = batch.coarse_ND.device
     frames = batch.packing.lengths[0]
     plain = PlainLiteEval(config).to(device)
-    ours = LiteEval(config, coarse_dim=COARSE_DIM, fine_dim=FINE_DIM, classes=CLASSES).to(device)
     coarse_BTD = batch.coarse_ND.reshape(frames, -1, COARSE_DIM).transpose(0, 1).contiguous()
     fine_BTD = batch.fine_ND.reshape(frames, -1, FINE_DIM).transpose(0, 1).contiguous()
     label_B = batch.labels_BK.argmax(dim=1)
-    steps = (
-        stepper(plain, lambda: plain(coarse_BTD, fine_BTD, label_B), device, clock),
-        stepper(ours, lambda: ours(batch, progress=0.0).loss, device, clock),
-    )
-    seconds: tuple[list[float], list[float]] = ([], [])
+    losses: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "plain loop": (plain, lambda: plain(coarse_BTD, fine_BTD, label_B))
+    }
+    for name in ("ours", "ours, captured") if device.type == "cuda" else ("ours",):
+        ours = LiteEval(config, coarse_dim=COARSE_DIM, fine_dim=FINE_DIM, classes=CLASSES)
+        ours.to(device)
+        if name == "ours, captured":
+            pool = torch.cuda.graph_pool_handle()
+            ours.captured = CapturedLoops(functools.partial(capture_on_gpu, pool=pool))
+        losses[name] = ours, functools.partial(_loss, ours, batch)
+    steps = {name: stepper(*pair, device, dtype, clock) for name, pair in losses.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
-        for step, times in zip(steps, seconds, strict=True):
+        for name, step in steps.items():
             elapsed = step()
             if repeat:  # the first is a warm-up
-                times.append(elapsed)
+                seconds[name].append(elapsed)
     with torch.no_grad():
+        ours.captured = None
         share = float(ours(batch, progress=0.0).parts["fine_share"])
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), share
+    return {name: statistics.median(times) for name, times in seconds.items()}, share
 
 
-def matrix_peak(device: torch.device, clock: Callable[[], float]) -> float:
-    """Multiply-adds per second of a large float32 product, best of four."""
-    a, b = (torch.randn(3072, 3072, device=device) for _ in range(2))
+def _loss(ours: LiteEval, batch: Batch) -> Tensor:
+    return ours(batch, progress=0.0).loss
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """Multiply-adds per second of a large product, best of four."""
+    a, b = (torch.randn(3072, 3072, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(4):
         start = clock()
@@ -171,25 +191,30 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy one")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     options = parser.parse_args()
     device = torch.device(options.device)
     batch = make_batch(options.videos, options.frames).to(device)
     print(
         f"{options.preset}: {options.videos} videos of {options.frames} frames, {device}, "
-        f"{torch.get_num_threads()} threads, {options.clock} time, torch {torch.__version__}"
+        f"{options.precision}, {torch.get_num_threads()} threads, {options.clock} time, "
+        f"torch {torch.__version__}"
     )
-    clock = CLOCKS[options.clock]
-    peak = matrix_peak(device, clock)
+    clock, dtype = CLOCKS[options.clock], PRECISIONS[options.precision]
+    peak = matrix_peak(device, dtype, clock)
     for name, bias in (("untrained gate", 0.0), ("gate as after training", -2.5)):
         torch.manual_seed(0)
         config = resolve_config(preset=options.preset, settings=[f"gate_bias={bias}"])
-        plain, ours, share = measure(config, batch, options.repeats, clock)
-        used = dense_multiply_adds(config, options.videos, options.frames) / ours / peak
-        print(
-            f"{name} ({share:.0%} open): plain loop {plain:.2f} s a step, ours {ours:.2f} s, "
-            f"ratio {plain / ours:.2f} (goal {GOALS[device.type]}); dense count of the step at "
-            f"{used:.0%} of the matrix peak"
-        )
+        seconds, share = measure(config, batch, options.repeats, dtype, clock)
+        plain = seconds.pop("plain loop")
+        print(f"{name} ({share:.0%} open): plain loop {plain:.3f} s a step")
+        for ours, time_of_step in seconds.items():
+            used = dense_multiply_adds(config, options.videos, options.frames) / time_of_step / peak
+            print(
+                f"  {ours} {time_of_step:.3f} s, ratio {plain / time_of_step:.2f} "
+                f"(goal {GOALS[device.type]}); dense count of the step at {used:.0%} of the "
+                "matrix peak"
+            )
 
 
 if __name__ == "__main__":

@@ -108,6 +108,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @device_option
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read stores.")
+@click.option(
+    "--capture", is_flag=True, help="Run LiteEval's loop over time as a CUDA graph. Not yet tried."
+)
 @click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard beside metrics.jsonl.")
 def fit(
     coarse: Path,

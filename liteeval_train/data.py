@@ -345,6 +345,25 @@ class Packing:
         """(N,) the video of each packed row."""
         return np.concatenate([np.arange(size) for size in self.step_sizes])
 
+    @cached_property
+    def step_of_row(self) -> np.ndarray:
+        """(N,) the step of each packed row."""
+        return np.repeat(np.arange(len(self.step_sizes)), self.step_sizes)
+
+    @cached_property
+    def row_before(self) -> np.ndarray:
+        """(N − B,) the packed row of the frame before, of all rows but each video's first."""
+        steps = zip(self.step_offsets[:-1], self.step_sizes[1:], strict=True)
+        rows = [offset + np.arange(size) for offset, size in steps]
+        return np.concatenate([np.arange(0), *rows])
+
+    @cached_property
+    def last_row(self) -> np.ndarray:
+        """(B,) the packed row of each video's last frame."""
+        return np.asarray(self.step_offsets)[np.asarray(self.lengths) - 1] + np.arange(
+            len(self.lengths)
+        )
+
 
 def _videos_running(lengths: Sequence[int]) -> np.ndarray:
     """(T,) how many videos are longer than t."""
@@ -359,7 +378,9 @@ class Batch:
     Attributes:
         coarse_ND, fine_ND: features, of the stores' type until `to`, then float32.
         labels_BK: float, 1.0 at each class of the video.
-        video_N: int64, the video of each row.
+        video_N, step_N: int64, the video and the step of each row.
+        last_B: int64, the row of each video's last frame.
+        before_N: int64 (N − B,), see Packing.row_before.
         lengths_B: float, frames of each video.
         samples: names, rows and times.
         uniform_N2: numbers in (0, 1) for sampling at each row, while training.
@@ -381,6 +402,9 @@ class Batch:
         self.coarse_ND, self.fine_ND, self.labels_BK = coarse_ND, fine_ND, labels_BK
         self.uniform_N2, self.uniform_BS2 = uniform_N2, uniform_BS2
         self.video_N = torch.from_numpy(packing.video_of_row)
+        self.step_N = torch.from_numpy(packing.step_of_row)
+        self.last_B = torch.from_numpy(packing.last_row)
+        self.before_N = torch.from_numpy(packing.row_before)
         self.lengths_B = torch.tensor(packing.lengths, dtype=torch.float32)
 
     def to(self, device: torch.device) -> Batch:

@@ -10,7 +10,7 @@ C and F the widths of the coarse and fine projections, H state sizes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,16 @@ from torch.nn import functional
 
 from liteeval_train.cells import CELLS, LoopLinear, Projection, State, Step
 from liteeval_train.config import TrainConfig
-from liteeval_train.data import Batch, Packing
+from liteeval_train.data import Batch
+from liteeval_train.loop import (
+    OPEN,
+    CapturedLoops,
+    GatedLoop,
+    LoopInputs,
+    LoopOutputs,
+    coarse_states,
+    skip,
+)
 from liteeval_train.losses import (
     FrameSupervision,
     batch_share,
@@ -28,25 +37,12 @@ from liteeval_train.losses import (
 )
 from liteeval_train.method import HeadFlops, Method, Prediction, TrainingStep
 
-OPEN = 1  # index of "read this frame finely" among the gate's two logits
-
-
-@dataclass
-class GatedPass:
-    """What the loop over time gathers: one entry per step, rows of the videos that still run."""
-
-    used: list[Tensor] = field(default_factory=list)  # (B,)
-    gate_logits: list[Tensor] = field(default_factory=list)  # (B, 2)
-    before: list[Tensor] = field(default_factory=list)  # (B, H) output before the step
-    after: list[Tensor] = field(default_factory=list)  # (B, H) output after it
-    last: Tensor = field(init=False)  # (B, H) output after each video's last frame
-    projected: list[Tensor] = field(default_factory=list)  # (N, C) and (N, F), while training
-
 
 class LiteEval(Method):
     """Equations 1–7. Training samples the gate; evaluation reads fine rows only where it opens."""
 
     advances = True
+    captured: CapturedLoops | None = None  # on a GPU, where the trainer says so
 
     def __init__(
         self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int
@@ -70,12 +66,14 @@ class LiteEval(Method):
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
         temperature = self.temperature(progress)
-        passed = self._train_pass(batch, temperature, self.config.noise_scale)
-        share_B = fine_share(torch.cat(passed.used), batch.video_N, batch.lengths_B)
+        passed, projected = self._train_pass(batch, temperature, self.config.noise_scale)
+        share_B = fine_share(passed.used_N, batch.video_N, batch.lengths_B)
         counted_B = share_B if self.config.usage_per == "video" else batch_share(share_B)
-        classification = classification_loss(self.classifier(passed.last), batch.labels_BK)
+        classification = classification_loss(
+            self.classifier(passed.outputs(batch.last_B)), batch.labels_BK
+        )
         usage = usage_penalty(counted_B, fine_share_target=self.config.fine_share_target)
-        frames = self.frames(passed.projected, batch)
+        frames = self.frames(projected, batch)
         return TrainingStep(
             classification + self.usage_weight(progress) * usage + frames,
             {
@@ -103,65 +101,40 @@ class LiteEval(Method):
         warmup = self.config.usage_warmup
         return self.config.usage_weight * (min(1.0, progress / warmup) if warmup else 1.0)
 
-    def _train_pass(self, batch: Batch, temperature: float, noise_scale: float) -> GatedPass:
-        """The loop with sampled gates.
-
-        Both branches are computed at every step: the straight-through gradient of a gate needs
-        the state that it did not take.
-        """
+    def _train_pass(
+        self, batch: Batch, temperature: float, noise_scale: float
+    ) -> tuple[LoopOutputs, list[Tensor]]:
+        """The loop with sampled gates, and the projected coarse and fine rows that it read."""
         if batch.uniform_N2 is None:
             raise ValueError("training needs a batch with random numbers (data.with_uniforms)")
         coarse_NC = self.project_coarse(batch.coarse_ND)
         fine_NF = self.project_fine(batch.fine_ND)
-        coarse_states = self._coarse_states(coarse_NC, batch.packing)
-        inputs_NG = self.fine_cell.inputs(torch.cat([coarse_NC, fine_NF], dim=1))
-        gate_N2 = self.gate_coarse(coarse_NC)
-        noise_N2 = noise_scale * gumbel_noise(batch.uniform_N2)
-        step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
-        state = self.fine_cell.zero_state(len(batch.lengths_B), like=inputs_NG)
-        passed, finished = GatedPass(projected=[coarse_NC, fine_NF]), []
-        for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
-            running = rows.stop - rows.start
-            finished.append(state[0][running:])
-            state = tuple(part[:running] for part in state)
-            logits_B2 = gate_N2[rows] + gate_state(torch.cat(state, dim=1))
-            used_B1 = self.sample(logits_B2, noise_N2[rows], temperature)[:, OPEN:]
-            read = step(inputs_NG[rows], state)
-            skipped = self._skip(coarse_state, state)
-            passed.before.append(state[0])
-            state = tuple(torch.lerp(s, r, used_B1) for s, r in zip(skipped, read, strict=True))
-            passed.used.append(used_B1[:, 0])
-            passed.gate_logits.append(logits_B2)
-        finished.append(state[0])
-        passed.last = torch.cat(finished[::-1])  # the longest videos stand first and end last
-        return passed
+        inputs = LoopInputs(
+            fine_NG=self.fine_cell.inputs(torch.cat([coarse_NC, fine_NF], dim=1)),
+            gate_N2=self.gate_coarse(coarse_NC),
+            noise_N2=noise_scale * gumbel_noise(batch.uniform_N2),
+            coarse_NG=None if self.coarse_cell is None else self.coarse_cell.inputs(coarse_NC),
+        )
+        if self.captured is not None:
+            outputs = self.captured.run(self._loop, batch, inputs, temperature)
+        else:
+            loop = self._loop(batch.packing.step_sizes)
+            outputs = LoopOutputs(*loop(temperature, *inputs.given()))
+        return outputs, [coarse_NC, fine_NF]
+
+    def _loop(self, step_sizes: Sequence[int]) -> GatedLoop:
+        return GatedLoop(
+            coarse_cell=self.coarse_cell,
+            fine_cell=self.fine_cell,
+            gate_state=self.gate_state,
+            sample=self.sample,
+            step_sizes=step_sizes,
+        )
 
     @staticmethod
-    def sample(logits_B2: Tensor, noise_B2: Tensor, temperature: float) -> Tensor:
+    def sample(logits_B2: Tensor, noise_B2: Tensor, temperature: float | Tensor) -> Tensor:
         """(B, 2) one-hot sample of the gate."""
         return sample_gate(logits_B2, noise_B2, temperature)
-
-    def _coarse_states(
-        self, coarse_NC: Tensor, packing: Packing, before: State | None = None
-    ) -> list[State]:
-        """Equation 1 at every step: it depends on no gate. Empty without synchronisation."""
-        if self.coarse_cell is None:
-            return [()] * len(packing.step_sizes)
-        inputs_NG, step = self.coarse_cell.inputs(coarse_NC), self.coarse_cell.begin()
-        state = before or self.coarse_cell.zero_state(packing.step_sizes[0], like=coarse_NC)
-        states = []
-        for rows in packing.steps():
-            state = step(inputs_NG[rows], tuple(p[: rows.stop - rows.start] for p in state))
-            states.append(state)
-        return states
-
-    def _skip(self, coarse: State, fine: State) -> State:
-        """Equation 5 for each part of the state; without synchronisation the state stays."""
-        if not self.config.synchronise:
-            return fine
-        return tuple(
-            torch.cat([c, f[:, c.shape[1] :]], dim=1) for c, f in zip(coarse, fine, strict=True)
-        )
 
     # ----------------------------------------------------------------------------- evaluation
 
@@ -181,33 +154,30 @@ class LiteEval(Method):
     ) -> tuple[Prediction, tuple[State, State]]:
         before, state = carried or (None, None)
         coarse_NC = self.project_coarse(batch.coarse_ND)
-        coarse_states = self._coarse_states(coarse_NC, batch.packing, before)
+        coarse_NG = None if self.coarse_cell is None else self.coarse_cell.inputs(coarse_NC)
+        coarse = coarse_states(self.coarse_cell, coarse_NG, batch.packing.step_sizes, before)
         gate_N2 = self.gate_coarse(coarse_NC)
         step, gate_state = self.fine_cell.begin(), self.gate_state.begin()
         state = state or self.fine_cell.zero_state(len(batch.lengths_B), like=coarse_NC)
-        passed, finished = GatedPass(), []
-        for coarse_state, rows in zip(coarse_states, batch.packing.steps(), strict=True):
-            running = rows.stop - rows.start
-            finished.append(state[0][running:])
-            state = tuple(part[:running] for part in state)
+        used: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for coarse_state, rows in zip(coarse, batch.packing.steps(), strict=True):
+            state = tuple(part[: rows.stop - rows.start] for part in state)
             logits_B2 = gate_N2[rows] + gate_state(torch.cat(state, dim=1))
             used_B = logits_B2.argmax(dim=1) == OPEN
-            skipped = self._skip(coarse_state, state)
+            skipped = skip(coarse_state, state)
             wanted = used_B.nonzero()[:, 0]
             if len(wanted):
                 state = self._read(batch, coarse_NC, rows.start, wanted, step, state, skipped)
             else:
                 state = skipped
-            passed.used.append(used_B)
-            passed.after.append(state[0])
-        finished.append(state[0])
-        scores_BK = self.classifier(torch.cat(finished[::-1])).softmax(dim=1)
-        used_N = torch.cat(passed.used)
-        step_scores_NK = None
-        if every_step:
-            step_scores_NK = self.classifier(torch.cat(passed.after)).softmax(dim=1)
+            used.append(used_B)
+            outputs.append(state[0])
+        used_N, output_NH = torch.cat(used), torch.cat(outputs)
+        scores_BK = self.classifier(output_NH[batch.last_B]).softmax(dim=1)
+        step_scores_NK = self.classifier(output_NH).softmax(dim=1) if every_step else None
         prediction = Prediction(scores_BK, used_N, torch.ones_like(used_N), step_scores_NK)
-        return prediction, (coarse_states[-1], state)
+        return prediction, (coarse[-1], state)
 
     def _read(
         self,
@@ -248,7 +218,7 @@ def gumbel_noise(uniform_N2: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform_N2))
 
 
-def sample_gate(logits_B2: Tensor, noise_B2: Tensor, temperature: float) -> Tensor:
+def sample_gate(logits_B2: Tensor, noise_B2: Tensor, temperature: float | Tensor) -> Tensor:
     """(B, 2) one-hot sample of softmax(logits), with the gradient of the soft sample (Eq. 8, 9)."""
     soft = functional.softmax((logits_B2 + noise_B2) / temperature, dim=1)
     hard = functional.one_hot(soft.argmax(dim=1), 2).to(soft.dtype)

@@ -53,18 +53,34 @@ class RunFolder(RunFiles):
         write_atomically(self.best, save(_contiguous(method.state_dict())))
 
     def save_last(
-        self, method: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+        self,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        *,
+        precision: Mapping[str, Any],
     ) -> None:
+        """Write the checkpoint; `precision` is the state of a loss scaler, if there is one."""
         state = optimizer.state_dict()
         tensors = {f"model.{name}": tensor for name, tensor in method.state_dict().items()}
         for number, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
-        text = json.dumps({"progress": asdict(progress), "param_groups": state["param_groups"]})
+        text = json.dumps(
+            {
+                "progress": asdict(progress),
+                "param_groups": state["param_groups"],
+                "precision": dict(precision),
+            }
+        )
         write_atomically(self.last, save(_contiguous(tensors), {"state": text}))
         write_atomically(self.last_json, json.dumps(asdict(progress), indent=2).encode())
 
-    def load_last(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def load_last(
+        self, method: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[Progress, dict[str, Any]]:
         """Put the checkpoint into method and optimizer.
+
+        Returns: how far training is, and the state of the loss scaler.
 
         Raises: RunError if it is damaged or belongs to a network of other sizes.
         """
@@ -77,7 +93,7 @@ class RunFolder(RunFiles):
                 _, number, key = name.split(".")
                 state.setdefault(int(number), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-        return Progress(**saved["progress"])
+        return Progress(**saved["progress"]), saved.get("precision", {})
 
     def read_progress(self) -> Progress | None:
         """How far the run is, None without a checkpoint.

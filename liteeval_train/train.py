@@ -37,8 +37,10 @@ from liteeval_train.data import (
     require_labelled,
 )
 from liteeval_train.evaluate import evaluate_method
+from liteeval_train.loop import CapturedLoops, capture_on_gpu
 from liteeval_train.method import Method
 from liteeval_train.methods import build_method
+from liteeval_train.model import LiteEval
 from liteeval_train.run import Progress, RunError, RunFolder, RunInfo
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class FitOptions:
     resume: bool = False
     ignore_unlabelled: bool = False
     tensorboard: bool = False  # metrics into RUN/tensorboard too
+    capture: bool = False  # LiteEval's loop as CUDA graphs, see loop.py
 
 
 def fit(
@@ -195,6 +198,11 @@ class _Trainer:
                 f"batch_videos {config.batch_videos} is too small for {fabric.world_size} "
                 "processes: each needs at least 2"
             )
+        if options.capture and (fabric.device.type != "cuda" or "liteeval" not in config.method):
+            raise RunError(
+                f"--capture: captures the loop of liteeval and liteeval-rl on a GPU, not that of "
+                f"{config.method} on {fabric.device}; leave it out"
+            )
         self.open_charts = _summary_writer() if options.tensorboard else None
         self.charts: SummaryWriter | None = None
         classes = _training_classes(labels, pair)
@@ -273,6 +281,11 @@ class _Trainer:
     def _set_up(self) -> None:
         """Optimizer, checkpoint, loader and, with several processes, what joins them."""
         self.method.to(self.fabric.device)
+        if self.options.capture:
+            assert isinstance(self.method, LiteEval), "other methods are refused"
+            self.method.captured = CapturedLoops(
+                functools.partial(capture_on_gpu, pool=torch.cuda.graph_pool_handle())
+            )
         self.optimizer = torch.optim.Adam(
             self.method.parameters(),
             lr=self.config.learning_rate,
@@ -281,7 +294,8 @@ class _Trainer:
             fused=self.fabric.device.type == "cuda" and self.options.precision != "16-mixed",
         )
         if self.folder.last.exists():
-            self.progress = self.folder.load_last(self.method, self.optimizer)
+            self.progress, precision = self.folder.load_last(self.method, self.optimizer)
+            self.fabric.strategy.precision.load_state_dict(precision)
         if self.fabric.is_global_zero:
             self.folder.keep_metrics_until(self.progress.epoch)
             if self.open_charts is not None:
@@ -302,7 +316,9 @@ class _Trainer:
             collate_fn=functools.partial(collate_training, classes=len(self.info.classes)),
             num_workers=self.options.workers,
             persistent_workers=self.options.workers > 0,
-            pin_memory=self.fabric.device.type == "cuda",
+            # A thread that pins memory for workers would break a capture.
+            pin_memory=self.fabric.device.type == "cuda"
+            and not (self.options.capture and self.options.workers),
         )
         self.module, self.wrapped_optimizer = self.fabric.setup(self.method, self.optimizer)
 
@@ -342,7 +358,12 @@ class _Trainer:
             for name, value in line.items():
                 self.charts.add_scalar(name, value, self.progress.epoch)
             self.charts.flush()
-        self.folder.save_last(self.method, self.optimizer, self.progress)
+        self.folder.save_last(
+            self.method,
+            self.optimizer,
+            self.progress,
+            precision=self.fabric.strategy.precision.state_dict(),
+        )
         self._show(bar, line)
 
     def _share_of_batch(self, batch: Batch, videos: np.ndarray) -> float:
@@ -465,6 +486,8 @@ def _fabric(options: FitOptions) -> Fabric:
             precision=options.precision,  # type: ignore[arg-type]
         )
         fabric.launch()
-        return fabric
     except (RuntimeError, ValueError) as error:
         raise RunError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+    if options.precision == "16-mixed" and fabric.device.type == "cpu":
+        raise RunError("--precision 16-mixed: a CPU cannot; use bf16-mixed or 32-true")
+    return fabric

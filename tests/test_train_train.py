@@ -260,10 +260,10 @@ def test_tensorboard_shows_the_lines_of_metrics_once_each_after_a_kill(data, tmp
     options = FitOptions(tensorboard=True)
     finish = RunFolder.save_last
 
-    def be_killed(folder: RunFolder, method, optimizer, progress) -> None:
+    def be_killed(folder: RunFolder, method, optimizer, progress, **state) -> None:
         if progress.epoch == 2:
             raise KeyboardInterrupt
-        finish(folder, method, optimizer, progress)
+        finish(folder, method, optimizer, progress, **state)
 
     with monkeypatch.context() as killed:
         killed.setattr(RunFolder, "save_last", be_killed)
@@ -520,3 +520,37 @@ def test_two_processes_have_the_losses_of_one(data, tmp_path, more):
 def losses(run: RunFolder) -> list[tuple[float, float, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [(x["classification"], x["fine_share"], x["usage_penalty"]) for x in lines]
+
+
+def test_capture_is_refused_where_there_is_nothing_to_capture(data, tmp_path):
+    for method in ("liteeval", "lstm"):
+        with pytest.raises(RunError, match=f"not that of {method} on cpu; leave it out"):
+            fit(
+                config(method=method),
+                out=tmp_path / "run",
+                options=FitOptions(device="cpu", capture=True),
+                **data,
+            )
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
+    options = FitOptions(device="cpu", precision="16-mixed")
+    with pytest.raises(RunError, match="16-mixed: a CPU cannot; use bf16-mixed or 32-true"):
+        fit(config(), out=tmp_path / "run", options=options, **data)
+
+
+def test_checkpoint_keeps_the_loss_scale_of_half_precision(data, tmp_path):
+    run = fit(config("epochs=1"), out=tmp_path / "run", **data)
+    method = run.read_info().build()
+    optimizer = torch.optim.Adam(method.parameters())
+    progress, precision = run.load_last(method, optimizer)
+    assert precision == {}  # float32 has no scale
+    before = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    loss = before.scale(next(method.parameters()).sum())  # sets up the scale
+    assert loss.isfinite()
+    run.save_last(method, optimizer, progress, precision=before.state_dict())
+    after = torch.amp.GradScaler("cpu")
+    after.load_state_dict(run.load_last(method, optimizer)[1])
+    assert after.get_scale() == 1024.0
+    assert after.get_growth_interval() == 2

@@ -35,21 +35,23 @@ class LiteEvalRL(LiteEval):
         self.value = nn.Linear(config.fine_hidden, 1)
 
     @staticmethod
-    def sample(logits_B2: Tensor, noise_B2: Tensor, temperature: float) -> Tensor:
+    def sample(logits_B2: Tensor, noise_B2: Tensor, temperature: float | Tensor) -> Tensor:
         """A sample of the gate without gradient."""
         return sample_gate(logits_B2.detach(), noise_B2, 1.0)
 
     def forward(self, batch: Batch, *, progress: float) -> TrainingStep:
-        passed = self._train_pass(batch, temperature=1.0, noise_scale=1.0)
-        used_N, gate_N2 = torch.cat(passed.used), torch.cat(passed.gate_logits)
+        passed, projected = self._train_pass(batch, temperature=1.0, noise_scale=1.0)
+        used_N, gate_N2 = passed.used_N, passed.logits_N2
         share_B = fine_share(used_N, batch.video_N, batch.lengths_B)
-        logits_BK = self.classifier(passed.last)
+        logits_BK = self.classifier(passed.outputs(batch.last_B))
         classification = classification_loss(logits_BK, batch.labels_BK)
         gap_B = (share_B - self.config.fine_share_target).square()
         reward_B = (
             in_top(logits_BK, batch.labels_BK, 1).float() - self.usage_weight(progress) * gap_B
         )
-        value_N = self.value(torch.cat(passed.before).detach())[:, 0]
+        seen_NH = passed.outputs(batch.before_N).detach()  # by the gates of later frames
+        first_BH = seen_NH.new_zeros(len(batch.lengths_B), seen_NH.shape[1])
+        value_N = self.value(torch.cat([first_BH, seen_NH]))[:, 0]
         advantage_N = reward_B.detach()[batch.video_N] - value_N
         log_policy_N2 = functional.log_softmax(gate_N2, dim=1)
         log_chosen_N = torch.where(used_N > 0.5, log_policy_N2[:, OPEN], log_policy_N2[:, 1 - OPEN])
@@ -58,7 +60,7 @@ class LiteEvalRL(LiteEval):
         per_frame_N = 1 / (batch.lengths_B[batch.video_N] * videos)  # mean over frames, then videos
         entropy = -((log_policy_N2.exp() * log_policy_N2).sum(dim=1) * per_frame_N).sum()
         value = (advantage_N.square() * per_frame_N).sum()
-        frames = self.frames(passed.projected, batch)
+        frames = self.frames(projected, batch)
         loss = classification + frames + self.config.policy_weight * policy + value
         return TrainingStep(
             loss - self.config.entropy_weight * entropy,
