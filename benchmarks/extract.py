@@ -6,6 +6,9 @@ efficiency = end-to-end rows/s ÷ limit, where limit = min(decode, networks) whe
 different hardware and 1 / (1 / decode + 1 / networks) when they share the CPU. Every figure
 is the median of the repeats, which take turns. The clip is real motion repeated to 117 s (360p,
 30 fps, H.264 with B-frames) where ../shared/data is present, else drawn.
+
+Without a GPU, `--stand-in RATE` shows how well decoding and networks overlap on different hardware:
+the networks are replaced by one that sleeps for as long as RATE rows per second take.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -114,6 +118,24 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def standing_in(backbones: list[Backbone], rows_per_second: float) -> list[Backbone]:
+    """The same backbones, whose networks take that long together and no time of the CPU."""
+
+    class StandIn(torch.nn.Module):
+        def __init__(self, feature_dim: int) -> None:
+            super().__init__()
+            self.feature_dim = feature_dim
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            time.sleep(len(pixels) / rows_per_second / len(backbones))
+            return torch.zeros(len(pixels), self.feature_dim)
+
+        def channels_last(self) -> StandIn:
+            return self
+
+    return [replace(b, extractor=StandIn(b.feature_dim)) for b in backbones]  # type: ignore[arg-type]
+
+
 def end_to_end_rate(
     videos: list[Video], backbones: list[Backbone], options: ExtractOptions
 ) -> float:
@@ -132,12 +154,17 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backbone", action="append")
+    parser.add_argument("--stand-in", type=float, metavar="RATE", help="networks elsewhere, asleep")
     arguments = parser.parse_args()
     names = arguments.backbone or ["mobilenet_v2@112", "resnet101@224"]
     backbones = [load_backbone(parse_backbone(name), "random") for name in names]
     options = ExtractOptions(
         device=arguments.device, precision=arguments.precision, workers=arguments.workers
     )
+    if arguments.stand_in:
+        # In bf16 no normalisation is folded: there is none.
+        options = replace(options, device="cpu", precision="bf16", workers=os.cpu_count() or 1)
+        backbones = standing_in(backbones, arguments.stand_in)
     device, workers = options.torch_device(), options.worker_count()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
@@ -149,7 +176,7 @@ def main() -> None:
             videos.append(Video(str(i), copy))
         measures: dict[str, Callable[[], float]] = {
             "decode": lambda: decode_rate(videos, backbones, os.cpu_count() or 1),
-            "networks": lambda: network_rate(backbones, device, arguments.precision),
+            "networks": lambda: network_rate(backbones, device, options.precision),
             "end to end": lambda: end_to_end_rate(videos, backbones, options),
         }
         rates: dict[str, list[float]] = {name: [] for name in measures}
@@ -158,10 +185,14 @@ def main() -> None:
             for name, measure in measures.items():
                 rates[name].append(measure())
     decode, networks, whole = (statistics.median(values) for values in rates.values())
-    shared = device.type == "cpu"
+    shared = device.type == "cpu" and not arguments.stand_in
     limit = 1 / (1 / decode + 1 / networks) if shared else min(decode, networks)
-    machine = torch.cuda.get_device_name(device) if not shared else f"{os.cpu_count()} CPU cores"
-    print(f"{machine}, {workers} decode workers, {' + '.join(names)}, {arguments.precision}")
+    machine = f"{os.cpu_count()} CPU cores"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    elif arguments.stand_in:
+        machine += ", networks elsewhere (asleep)"
+    print(f"{machine}, {workers} decode workers, {' + '.join(names)}, {options.precision}")
     for name, value in (("decode", decode), ("networks", networks), ("limit", limit)):
         print(f"{name:12} {value:8.1f} rows/s")
     print(f"{'end to end':12} {whole:8.1f} rows/s   efficiency {whole / limit:.2f} (goal ≥ 0.90)")
@@ -171,6 +202,8 @@ def main() -> None:
         for name, value in (("networks", networks), ("end to end", whole)):
             share = 2e-3 * gflops * value / peak
             print(f"{name:12} {share:8.1%} of the {peak} TFLOP/s of the GPU's bf16 peak")
+    if arguments.stand_in:
+        return
     seconds = CLIP_SECONDS / whole
     print(
         f"a clip of {CLIP_SECONDS} s takes {seconds:.1f} s, "
