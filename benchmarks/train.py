@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from torch.nn import functional
 
 from liteeval_train.config import PRESETS, TrainConfig, resolve_config
 from liteeval_train.data import Batch, Sample, collate, with_uniforms
-from liteeval_train.loop import CapturedLoops, capture_on_gpu
+from liteeval_train.loop import CapturedLoop, capture_on_gpu
 from liteeval_train.model import LiteEval
 
 COARSE_DIM, FINE_DIM, CLASSES = 1280, 2048, 239
@@ -140,8 +141,8 @@ def measure(
         ours = LiteEval(config, coarse_dim=COARSE_DIM, fine_dim=FINE_DIM, classes=CLASSES)
         ours.to(device)
         if name == "ours, captured":
-            pool = torch.cuda.graph_pool_handle()
-            ours.captured = CapturedLoops(functools.partial(capture_on_gpu, pool=pool))
+            videos = len(batch.packing.lengths)
+            ours.captured = CapturedLoop(capture_on_gpu, steps=frames, videos=videos)
         losses[name] = ours, functools.partial(_loss, ours, batch)
     steps = {name: stepper(*pair, device, dtype, clock) for name, pair in losses.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -151,7 +152,8 @@ def measure(
             if repeat:  # the first is a warm-up
                 seconds[name].append(elapsed)
     with torch.no_grad():
-        ours.captured = None
+        ours.captured = None  # whose memory the next gate needs
+        gc.collect()
         share = float(ours(batch, progress=0.0).parts["fine_share"])
     return {name: statistics.median(times) for name, times in seconds.items()}, share
 
@@ -194,6 +196,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     batch = make_batch(options.videos, options.frames).to(device)
     print(
         f"{options.preset}: {options.videos} videos of {options.frames} frames, {device}, "

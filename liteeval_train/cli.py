@@ -109,7 +109,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read stores.")
 @click.option(
-    "--capture", is_flag=True, help="Run LiteEval's loop over time as a CUDA graph. Not yet tried."
+    "--capture", is_flag=True, help="LiteEval's loop as a CUDA graph. Not tried on a GPU yet."
 )
 @click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard beside metrics.jsonl.")
 def fit(

@@ -255,6 +255,11 @@ class VideoSet(torch.utils.data.Dataset[Sample]):
         return {"videos": len(self.video_ids), "sha256": digest}
 
     @property
+    def longest(self) -> int:
+        """Frames of the longest sample."""
+        return max(min(self.pair.coarse.rows(v), self.max_frames) for v in self.video_ids)
+
+    @property
     def missing(self) -> list[str]:
         """Labelled videos of the split that the stores do not hold."""
         return sorted(set(self.labels.in_split(self.split)) - set(self.video_ids))

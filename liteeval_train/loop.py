@@ -2,7 +2,7 @@
 
 A step of the loop is some thirty small operations, which a GPU does faster than Python can ask for
 them. A CUDA graph asks for all of them at once, but for one shape only: captured, the loop runs
-over videos padded to one of few shapes. What stands behind a video's end is computed and not used.
+over batches padded to the largest one. What stands behind a video's end is computed and not used.
 
 Shape letters: B videos, N rows packed by time (see data.py), H state sizes, G inputs of a cell.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from liteeval_train.cells import Cell, LoopLinear, State
 from liteeval_train.data import Batch
 
 OPEN = 1  # index of "read this frame finely" among the gate's two logits
-PADDED_STEPS, PADDED_VIDEOS = 16, 8  # captured shapes are multiples of these
 
 Sampler = Callable[[Tensor, Tensor, float | Tensor], Tensor]  # logits, noise, τ -> (B, 2) one-hot
 Loop = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as GatedLoop.forward
@@ -137,16 +136,15 @@ def skip(coarse: State, fine: State) -> State:
 # -------------------------------------------------------------------------------------- capture
 
 
-class CapturedLoops:
-    """Runs the loop of any batch as one of few CUDA graphs, each captured when first needed.
+class CapturedLoop:
+    """Runs the loop of any batch of up to `videos` of up to `steps` frames as one CUDA graph."""
 
-    A shape is (steps, videos), both rounded up, so that the batches of a data set share a few.
-    """
-
-    def __init__(self, capture: Callable[[GatedLoop, tuple[Tensor, ...]], Loop]) -> None:
+    def __init__(
+        self, capture: Callable[[GatedLoop, tuple[Tensor, ...]], Loop], *, steps: int, videos: int
+    ) -> None:
         """`capture` is `capture_on_gpu`, or anything that computes the same."""
-        self.capture = capture
-        self.loops: dict[tuple[int, int], Loop] = {}
+        self.capture, self.steps, self.videos = capture, steps, videos
+        self.loop: Loop | None = None  # until the first batch
 
     def run(
         self,
@@ -156,38 +154,32 @@ class CapturedLoops:
         temperature: float,
     ) -> LoopOutputs:
         """`make_loop` gives the loop over steps of these sizes."""
-        steps = _round_up(len(batch.packing.step_sizes), PADDED_STEPS)
-        videos = _round_up(len(batch.packing.lengths), PADDED_VIDEOS)
-        place_N = batch.step_N * videos + batch.video_N
+        place_N = batch.step_N * self.videos + batch.video_N
         padded = (
-            tensor.new_zeros(steps * videos, tensor.shape[1]).index_copy(0, place_N, tensor)
-            for tensor in inputs.given()
+            rows.new_zeros(self.steps * self.videos, rows.shape[1]).index_copy(0, place_N, rows)
+            for rows in inputs.given()
         )
         arguments = (inputs.noise_N2.new_full((), temperature), *padded)
-        if (steps, videos) not in self.loops:
-            self.loops[steps, videos] = self.capture(make_loop([videos] * steps), arguments)
-        used_M, logits_M2, output_MH = self.loops[steps, videos](*arguments)
-        return LoopOutputs(used_M[place_N], logits_M2[place_N], output_MH, place_N)
+        if self.loop is None:
+            self.loop = self.capture(make_loop([self.videos] * self.steps), arguments)
+        used_M, logits_M2, output_MH = self.loop(*arguments)
+        used_N, logits_N2 = (rows.index_select(0, place_N) for rows in (used_M, logits_M2))
+        return LoopOutputs(used_N, logits_N2, output_MH, place_N)
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def capture_on_gpu(loop: GatedLoop, arguments: tuple[Tensor, ...], *, pool: Any) -> Loop:
+def capture_on_gpu(loop: GatedLoop, arguments: tuple[Tensor, ...]) -> Loop:
     """The loop, forward and backward, as CUDA graphs for arguments of these shapes.
 
-    Args: pool: of `torch.cuda.graph_pool_handle()`. Loops of several shapes may share it: one has
-        done its backward pass, and nobody needs what it gave, before the next one runs.
+    Each forward pass wants its backward pass before the next one, and gradients set to None
+    between: they are memory of the graph. So gradients cannot be accumulated over batches.
     """
     samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
-    with torch.autocast(
+    autocast = torch.autocast(
         "cuda",
         dtype=torch.get_autocast_dtype("cuda"),
         enabled=torch.is_autocast_enabled("cuda"),
         cache_enabled=False,  # a cached cast would not be captured
-    ):
-        captured = torch.cuda.make_graphed_callables(
-            loop, samples, allow_unused_input=True, pool=pool
-        )
+    )
+    with torch.cuda.device(arguments[0].device), autocast:
+        captured = torch.cuda.make_graphed_callables(loop, samples, allow_unused_input=True)
     return cast(Loop, captured)

@@ -21,7 +21,7 @@ from liteeval_train.config import TrainConfig
 from liteeval_train.data import Batch
 from liteeval_train.loop import (
     OPEN,
-    CapturedLoops,
+    CapturedLoop,
     GatedLoop,
     LoopInputs,
     LoopOutputs,
@@ -42,7 +42,7 @@ class LiteEval(Method):
     """Equations 1–7. Training samples the gate; evaluation reads fine rows only where it opens."""
 
     advances = True
-    captured: CapturedLoops | None = None  # on a GPU, where the trainer says so
+    captured: CapturedLoop | None = None  # on a GPU, where the trainer says so
 
     def __init__(
         self, config: TrainConfig, *, coarse_dim: int, fine_dim: int, classes: int

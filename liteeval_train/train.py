@@ -37,7 +37,7 @@ from liteeval_train.data import (
     require_labelled,
 )
 from liteeval_train.evaluate import evaluate_method
-from liteeval_train.loop import CapturedLoops, capture_on_gpu
+from liteeval_train.loop import CapturedLoop, capture_on_gpu
 from liteeval_train.method import Method
 from liteeval_train.methods import build_method
 from liteeval_train.model import LiteEval
@@ -198,11 +198,8 @@ class _Trainer:
                 f"batch_videos {config.batch_videos} is too small for {fabric.world_size} "
                 "processes: each needs at least 2"
             )
-        if options.capture and (fabric.device.type != "cuda" or "liteeval" not in config.method):
-            raise RunError(
-                f"--capture: captures the loop of liteeval and liteeval-rl on a GPU, not that of "
-                f"{config.method} on {fabric.device}; leave it out"
-            )
+        if options.capture:
+            _require_capturable(config, fabric)
         self.open_charts = _summary_writer() if options.tensorboard else None
         self.charts: SummaryWriter | None = None
         classes = _training_classes(labels, pair)
@@ -283,8 +280,8 @@ class _Trainer:
         self.method.to(self.fabric.device)
         if self.options.capture:
             assert isinstance(self.method, LiteEval), "other methods are refused"
-            self.method.captured = CapturedLoops(
-                functools.partial(capture_on_gpu, pool=torch.cuda.graph_pool_handle())
+            self.method.captured = CapturedLoop(
+                capture_on_gpu, steps=self.train_set.longest, videos=self.config.batch_videos
             )
         self.optimizer = torch.optim.Adam(
             self.method.parameters(),
@@ -456,6 +453,16 @@ class _Trainer:
             "val_gflops": summary["gflops_mean"],
             "val_score": score,
         }
+
+
+def _require_capturable(config: TrainConfig, fabric: Fabric) -> None:
+    """Raises: RunError where there is no loop to capture, or no GPU, or more than one process."""
+    if "liteeval" not in config.method:
+        raise RunError(f"--capture: {config.method} has no gated loop to capture; leave it out")
+    if fabric.device.type != "cuda":
+        raise RunError(f"--capture: needs a GPU, this is {fabric.device}; leave it out")
+    if fabric.world_size > 1:
+        raise RunError("--capture: is for one process; leave it out under torchrun")
 
 
 def _summary_writer() -> type[SummaryWriter]:

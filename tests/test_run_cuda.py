@@ -1,19 +1,15 @@
 """The loop on a GPU: two buffers in turn give the rows of the CPU, each to its own video."""
 
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+from gpu import needs_cuda
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.run import ExtractOptions, _Assembly, _Batcher
 from extract.supervise import DecodeTask
 
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() and not os.environ.get("FAIL_WITHOUT_CUDA"), reason="needs a GPU"
-)
 LENGTHS = (3, 17, 1, 40, 9)  # rows of the videos: batches of 8 begin and end inside of them
 
 

@@ -1,23 +1,16 @@
 """The loop padded to shapes that can be captured gives what the packed one gives."""
 
-import functools
-import os
-
-import numpy as np
 import pytest
 import torch
+from gpu import needs_cuda
 from test_train_model import CLASSES, COARSE, FINE, SETTINGS, make_batch, make_samples
 
 from liteeval_train import cells
 from liteeval_train.config import resolve_config
 from liteeval_train.data import Batch, Packing, collate
-from liteeval_train.loop import CapturedLoops, capture_on_gpu
+from liteeval_train.loop import CapturedLoop, capture_on_gpu
 from liteeval_train.method import Method
 from liteeval_train.methods import METHODS, build_method
-
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() and not os.environ.get("FAIL_WITHOUT_CUDA"), reason="needs a GPU"
-)
 
 
 def make_method(*settings: str) -> Method:
@@ -26,9 +19,12 @@ def make_method(*settings: str) -> Method:
     return build_method(config, coarse_dim=COARSE, fine_dim=FINE, classes=CLASSES)
 
 
-def loss_and_gradients(method: Method, batch: Batch) -> dict[str, torch.Tensor]:
+def loss_and_gradients(
+    method: Method, batch: Batch, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
     method.zero_grad()
-    step = method(batch, progress=0.4)
+    with torch.autocast(batch.coarse_ND.device.type, dtype, enabled=dtype is not None):
+        step = method(batch, progress=0.4)
     step.loss.backward()
     gradients = {name: p.grad.clone() for name, p in method.named_parameters()}
     return {"loss": step.loss.detach(), **step.parts, **gradients}
@@ -49,27 +45,24 @@ def test_padded_loop_gives_the_losses_and_gradients_of_the_packed_one(method, se
     batch = make_batch(make_samples([7, 3, 17, 1]))
     expected = loss_and_gradients(network, batch)
     assert 0 < expected["fine_share"] < 1
-    network.captured = CapturedLoops(lambda loop, _: loop)
+    network.captured = CapturedLoop(lambda loop, _: loop, steps=20, videos=6)
     found = loss_and_gradients(network, batch)
-    assert list(network.captured.loops) == [(32, 8)]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_batches_of_nearly_one_shape_share_a_captured_loop():
+def test_all_batches_share_one_captured_loop():
     network, captures = make_method().double(), []
 
     def capture(loop, arguments):
         captures.append([tuple(argument.shape) for argument in arguments])
         return loop
 
-    network.captured = CapturedLoops(capture)
+    network.captured = CapturedLoop(capture, steps=17, videos=8)
     for lengths in ([7, 3, 16, 1], [9, 2, 2], [16] * 8, [17]):
         network(make_batch(make_samples(lengths)), progress=0.0)
-    # τ, then rows = steps × videos: 16 × 8 and 32 × 8; LSTMs of 8 and 4 units have 32 and 16 gates
-    assert captures == [
-        [(), (rows, 32), (rows, 2), (rows, 2), (rows, 16)] for rows in (16 * 8, 32 * 8)
-    ]
+    # τ, then rows = steps × videos = 136; LSTMs of 8 and 4 units have 32 and 16 gates
+    assert captures == [[(), (136, 32), (136, 2), (136, 2), (136, 16)]]
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -85,32 +78,26 @@ def test_a_training_step_never_waits_for_its_device(method, monkeypatch):
 @needs_cuda
 @pytest.mark.parametrize("method", ["liteeval", "liteeval-rl"])
 @pytest.mark.parametrize("setting", ["cell=lstm", "cell=gru", "cell=sru", "synchronise=false"])
-def test_captured_loop_gives_the_losses_and_gradients_of_the_packed_one(method, setting):
-    """In turn over two shapes, so that one graph's memory is used by the other between."""
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_captured_loop_gives_the_losses_and_gradients_of_the_loop(method, setting, dtype):
+    """Of the loop with the same padding, after steps of an optimizer too."""
     device = torch.device("cuda")
     network = make_method(f"method={method}", setting).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, fused=True)
     batches = [
         collate(make_samples(lengths, seed), classes=CLASSES).to(device)
         for seed, lengths in enumerate(([7, 3, 17, 1], [5, 9], [20] * 3, [16, 2, 2]))
     ]
-    expected = [loss_and_gradients(network, batch) for batch in batches]
-    pool = torch.cuda.graph_pool_handle()
-    network.captured = CapturedLoops(functools.partial(capture_on_gpu, pool=pool))
-    for _ in range(2):
-        for batch, wanted in zip(batches, expected, strict=True):
-            found = loss_and_gradients(network, batch)
-            for name, value in wanted.items():
-                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
-
-
-@needs_cuda
-def test_captured_loop_trains_in_bfloat16():
-    device = torch.device("cuda")
-    network = make_method().to(device)
-    batch = collate(make_samples([7, 3, 17, 1]), classes=CLASSES).to(device)
-    pool = torch.cuda.graph_pool_handle()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        expected = loss_and_gradients(network, batch)
-        network.captured = CapturedLoops(functools.partial(capture_on_gpu, pool=pool))
-        found = loss_and_gradients(network, batch)
-    assert np.isclose(float(found["loss"]), float(expected["loss"]), rtol=0.02)
+    padded = CapturedLoop(lambda loop, _: loop, steps=20, videos=4)
+    captured = CapturedLoop(capture_on_gpu, steps=20, videos=4)
+    for batch in [*batches, *batches]:
+        network.captured = padded
+        expected = loss_and_gradients(network, batch, dtype)
+        network.captured = captured
+        found = loss_and_gradients(network, batch, dtype)
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()

@@ -14,10 +14,12 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from gpu import needs_cuda
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from extract.store import FeatureStore, FeatureWriter, StoreError
+from liteeval_train import train
 from liteeval_train.config import TrainConfig, resolve_config
 from liteeval_train.data import DataError
 from liteeval_train.evaluate import evaluate_run
@@ -523,15 +525,39 @@ def losses(run: RunFolder) -> list[tuple[float, float, float]]:
 
 
 def test_capture_is_refused_where_there_is_nothing_to_capture(data, tmp_path):
-    for method in ("liteeval", "lstm"):
-        with pytest.raises(RunError, match=f"not that of {method} on cpu; leave it out"):
-            fit(
-                config(method=method),
-                out=tmp_path / "run",
-                options=FitOptions(device="cpu", capture=True),
-                **data,
-            )
+    options = FitOptions(device="cpu", capture=True)
+    with pytest.raises(RunError, match="needs a GPU, this is cpu; leave it out"):
+        fit(config(), out=tmp_path / "run", options=options, **data)
+    with pytest.raises(RunError, match="lstm has no gated loop to capture"):
+        fit(config(method="lstm"), out=tmp_path / "run", options=options, **data)
     assert not (tmp_path / "run").exists()
+
+
+def test_captured_training_learns_what_training_learns(data, tmp_path, monkeypatch):
+    """On a CPU, with the padded loop in place of its graph."""
+    plain = fit(config("epochs=2"), out=tmp_path / "plain", **data)
+    monkeypatch.setattr(train, "_require_capturable", lambda *_: None)
+    monkeypatch.setattr(train, "capture_on_gpu", lambda loop, _: loop)
+    options = FitOptions(device="cpu", capture=True, workers=1)
+    padded = fit(config("epochs=2"), out=tmp_path / "padded", options=options, **data)
+    for before, after in zip(metrics_of(plain), metrics_of(padded), strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-3)
+        assert after["val_map"] == pytest.approx(before["val_map"], abs=0.02)
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_captured_training_on_a_gpu_learns_what_training_learns(data, tmp_path, precision):
+    options = FitOptions(device="cuda", precision=precision)
+    plain = fit(config(), out=tmp_path / "plain", options=options, **data)
+    options = replace(options, capture=True)
+    captured = fit(config(), out=tmp_path / "captured", options=options, **data)
+    for before, after in zip(metrics_of(plain), metrics_of(captured), strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=0.05)
+
+
+def metrics_of(run: RunFolder) -> list[dict[str, float]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
 def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
