@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  before any test loads decord, after which its convolutions crash
+import torch  # before any test loads decord, after which its convolutions crash
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -16,6 +16,15 @@ settings.register_profile("unhurried", deadline=None)  # a busy machine is no fa
 settings.load_profile("unhurried")
 
 LIVE_METHODS = ("liteeval", "uniform", "lstm", "lstm+cf", "frameglimpse", "fastforward")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU tests marked needs_cuda skip, unless FAIL_WITHOUT_CUDA says there is one."""
+    if torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA"):
+        return
+    for item in items:
+        if item.get_closest_marker("needs_cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from gpu import needs_cuda
 
 from extract.backbones import Backbone, load_backbone, parse_backbone
 from extract.run import ExtractOptions, _Assembly, _Batcher
@@ -60,7 +60,7 @@ def test_blocks_of_many_videos_come_back_as_one_batch_would_give_them() -> None:
     assert largest_gap(features_of_all("cpu"), expected) < 2e-3  # float16 keeps 11 bits
 
 
-@needs_cuda
+@pytest.mark.needs_cuda
 def test_two_buffers_in_turn_give_the_cpus_rows_in_their_order() -> None:
     assert largest_gap(features_of_all("cuda"), features_of_all("cpu")) < 2e-3
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from gpu import needs_cuda
 from test_train_model import CLASSES, COARSE, FINE, SETTINGS, make_batch, make_samples
 
 from liteeval_train import cells
@@ -75,7 +74,7 @@ def test_a_training_step_never_waits_for_its_device(method, monkeypatch):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@needs_cuda
+@pytest.mark.needs_cuda
 @pytest.mark.parametrize("method", ["liteeval", "liteeval-rl"])
 @pytest.mark.parametrize("setting", ["cell=lstm", "cell=gru", "cell=sru", "synchronise=false"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -14,7 +14,6 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from gpu import needs_cuda
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -545,7 +544,7 @@ def test_captured_training_learns_what_training_learns(data, tmp_path, monkeypat
         assert after["val_map"] == pytest.approx(before["val_map"], abs=0.02)
 
 
-@needs_cuda
+@pytest.mark.needs_cuda
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_captured_training_on_a_gpu_learns_what_training_learns(data, tmp_path, precision):
     options = FitOptions(device="cuda", precision=precision)
