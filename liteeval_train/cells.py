@@ -163,6 +163,10 @@ class Cell(nn.Module):
         """The rest of the step, to be used within one loop."""
         raise NotImplementedError
 
+    def remember(self, frames: int) -> None:
+        """Start units with memories of 1 to `frames` steps, see `remember_frames`."""
+        raise NotImplementedError
+
     def zero_state(self, videos: int, *, like: Tensor) -> State:
         """The state before the first frame, in float32 or better."""
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -198,6 +202,10 @@ class LSTMCell(Cell):
 
         return step
 
+    def remember(self, frames: int) -> None:
+        input_H, forget_H, _, _ = self.input.bias.chunk(4)
+        _set_memory(forget_H, frames, opposite_H=input_H)
+
     @property
     def flops(self) -> int:
         """4 H (D + H)."""
@@ -228,6 +236,9 @@ class GRUCell(Cell):
             return (torch.lerp(n, h_BH, torch.sigmoid(z + z_h)),)
 
         return step
+
+    def remember(self, frames: int) -> None:
+        _set_memory(self.input.bias.chunk(3)[1], frames)
 
     @property
     def flops(self) -> int:
@@ -281,31 +292,37 @@ class SRUCell(Cell):
 
         return step
 
+    def remember(self, frames: int) -> None:
+        _set_memory(self.input.bias[self.hidden : 2 * self.hidden], frames)
+
 
 def remember_frames(network: nn.Module, frames: int) -> None:
-    """Set the initial biases of a network's LSTMs so that their units remember 1 to `frames` steps.
+    """Set the initial biases of a network's cells so that their units remember 1 to `frames` steps.
 
-        b_f = log u,  b_i = −b_f,  u uniform in [1, frames − 1], for each unit another
+        b_f = log u,  u uniform in [1, frames − 1], for each unit another
 
-    A forget gate starts at σ(b_f) = u / (1 + u). Near 1/2, as torch starts it, a state is halved
-    at each frame and the last one knows few frames; from few videos longer memory is not learned.
+    b_f is the bias of the gate that keeps the state: an LSTM's forget gate, whose input gate gets
+    b_i = −b_f, a GRU's z and an SRU's f. It starts at σ(b_f) = u / (1 + u). Near 1/2, as torch
+    starts it, a state is halved at each frame and the last one knows few frames; from few videos
+    longer memory is not learned.
     Source: Tallec, Ollivier: Can Recurrent Neural Networks Warp Time?, ICLR 2018 (chrono
     initialisation).
     """
     for module in network.modules():
-        if isinstance(module, LSTMCell):
-            _set_memory(module.input.bias, frames)
+        if isinstance(module, Cell):
+            module.remember(frames)
         elif isinstance(module, nn.LSTM):
             outer, inner = module.get_parameter("bias_ih_l0"), module.get_parameter("bias_hh_l0")
-            _set_memory(outer, frames)
+            input_H, forget_H, _, _ = outer.chunk(4)
+            _set_memory(forget_H, frames, opposite_H=input_H)
             nn.init.zeros_(inner)  # torch adds the two
 
 
 @torch.no_grad()
-def _set_memory(bias_G: Tensor, frames: int) -> None:
-    input_H, forget_H, _, _ = bias_G.chunk(4)
+def _set_memory(forget_H: Tensor, frames: int, *, opposite_H: Tensor | None = None) -> None:
     forget_H.uniform_(1, max(frames - 1, 1)).log_()
-    input_H.copy_(-forget_H)
+    if opposite_H is not None:
+        opposite_H.copy_(-forget_H)
 
 
 CELLS: dict[str, type[LSTMCell] | type[GRUCell] | type[SRUCell]] = {

@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
     fine_hidden: int = Field(2048, ge=1, le=MAX_WIDTH)  # D_f
     memory_frames: int = Field(
         0, ge=0, le=1_000_000
-    )  # longest first memory of LSTMs; 0: torch's initial values
+    )  # longest first memory of recurrent cells; 0: torch's initial values
     # widths after BatchNorm-Linear-BatchNorm-ReLU; 0: off
     coarse_projection: int = Field(512, ge=0, le=MAX_WIDTH)
     fine_projection: int = Field(2048, ge=0, le=MAX_WIDTH)

@@ -92,6 +92,30 @@ def test_lstms_remember_up_to_the_frames_that_are_set(name):
     assert output_H.abs().max() <= 2 / math.sqrt(2000)
 
 
+@pytest.mark.parametrize(("cell", "gates"), [("gru", 3), ("sru", 4)])
+def test_other_cells_remember_as_long(cell, gates):
+    method = make_method("liteeval", "memory_frames=30", "fine_hidden=2000", f"cell={cell}")
+    others = make_method("liteeval", "memory_frames=0", "fine_hidden=2000", f"cell={cell}")
+    kept, *rest = (m.fine_cell.input.bias.detach().chunk(gates)[1] for m in (method, others))
+    frames_H = kept.exp()  # uniform in [1, 29]
+    assert 1 <= frames_H.min() < 2
+    assert 28 < frames_H.max() <= 29.001
+    assert rest[0].abs().max() <= 1 / math.sqrt(2000)  # 0 in an SRU
+    # A state that starts at 1 and is fed nothing is kept at σ(log u) = u / (1 + u) a step.
+    step, zeros = method.fine_cell.begin(), torch.zeros(1, 2000)
+    with torch.no_grad():
+        method.fine_cell.input.bias.chunk(gates)[0].zero_()
+        if cell == "gru":
+            method.fine_cell.recurrent.weight.zero_()
+            method.fine_cell.candidate_bias.zero_()
+            method.fine_cell.input.bias.chunk(gates)[2].zero_()
+        else:
+            method.fine_cell.forget_state.zero_()
+        inputs_1G = method.fine_cell.inputs(torch.zeros(1, method.fine_cell.input.in_features))
+        after = step(inputs_1G, (zeros + 1,) * method.fine_cell.state_parts)[-1]
+    torch.testing.assert_close(after[0], frames_H / (1 + frames_H))
+
+
 def test_without_memory_frames_lstms_start_as_torchs():
     method = make_method("lstm", "memory_frames=0")
     assert method.lstm.bias_ih_l0.abs().max() <= 1 / math.sqrt(256)
