@@ -163,7 +163,8 @@ def main() -> None:
     )
     if arguments.stand_in:
         # In bf16 no normalisation is folded: there is none.
-        options = replace(options, device="cpu", precision="bf16", workers=os.cpu_count() or 1)
+        workers = arguments.workers or os.cpu_count() or 1
+        options = replace(options, device="cpu", precision="bf16", workers=workers)
         backbones = standing_in(backbones, arguments.stand_in)
     device, workers = options.torch_device(), options.worker_count()
     with tempfile.TemporaryDirectory() as folder:

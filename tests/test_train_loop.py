@@ -1,4 +1,4 @@
-"""The loop padded to shapes that can be captured gives what the packed one gives."""
+"""The loop padded to a shape that can be captured gives what the packed one gives."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_all_batches_share_one_captured_loop():
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_training_step_never_waits_for_its_device(method, monkeypatch):
+def test_a_training_step_reads_nothing_back_from_its_device(method, monkeypatch):
     """Meta tensors have no values: whoever asks for one, as `.item()` does, gets an error."""
     monkeypatch.setattr(cells, "_autocast", lambda weight: weight)  # knows no meta device
     network = make_method(f"method={method}").to("meta")
